@@ -1,0 +1,204 @@
+"""Transition kernels: the law of the next state given the current one.
+
+Everything in this library is a sum of log-ratios of such kernels along a path, so the ratio is what a kernel computes
+best. Two kernels of one transition differ by a small shift of the mean and a small relative change of the covariance;
+``log p - log q`` of two large log-densities would lose both in float32. A :class:`Gaussian` therefore keeps its mean as
+``anchor + shift``, where the anchor is shared by all kernels of a transition, and its covariance as
+``variance * (I + M)``, where ``M`` is small: means and covariances are compared by the differences of the small parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """The law of a state: what proposals, priors and models speak in."""
+
+    def sample(self, key: Array) -> Array: ...
+
+    def log_prob(self, x: Array) -> Array: ...
+
+    def log_ratio(self, other: Kernel, x: Array) -> Array: ...
+
+
+# --------------------------------------------------------------------------------------------------- linear subspaces
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class FullSpace:
+    """The whole of R^d: every coordinate is free."""
+
+    def project(self, x: Array) -> Array:
+        return x
+
+    def dimension(self, shape: tuple[int, ...]) -> int:
+        return int(np.prod(shape, dtype=np.int64))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class CentreOfMassFree:
+    """Configurations of shape ``(atoms, 3)`` (or any ``(atoms, space)``) whose mean over atoms is zero.
+
+    The subspace has dimension ``(atoms - 1) * space``, and that is the dimension every density on it uses. Densities
+    are with respect to Lebesgue measure in orthonormal coordinates of the subspace (Hoogeboom et al. 2022).
+    """
+
+    def project(self, x: Array) -> Array:
+        return x - jnp.mean(x, axis=-2, keepdims=True)
+
+    def dimension(self, shape: tuple[int, ...]) -> int:
+        if len(shape) != 2:
+            raise ValueError(f"CentreOfMassFree needs configurations of shape (atoms, space), got {shape}")
+        return (shape[0] - 1) * shape[1]
+
+
+@jax.tree_util.register_static
+class LinearSubspace:
+    """The span of the orthonormal rows of ``basis``, shape ``(k, d)``; events have ``d`` entries in all.
+
+    Raises:
+      ValueError: if the rows are not orthonormal.
+    """
+
+    def __init__(self, basis: np.ndarray, tolerance: float = 1e-6):
+        basis = np.asarray(basis, np.float64)
+        defect = float(np.abs(basis @ basis.T - np.eye(len(basis))).max())
+        if defect > tolerance:
+            raise ValueError(f"rows of basis must be orthonormal: |B B^T - I| is {defect:.2e}; use numpy.linalg.qr")
+        self.basis = basis
+
+    def project(self, x: Array) -> Array:
+        basis = jnp.asarray(self.basis, x.dtype)
+        return (basis.T @ (basis @ x.reshape(-1))).reshape(x.shape)
+
+    def dimension(self, shape: tuple[int, ...]) -> int:
+        if int(np.prod(shape)) != self.basis.shape[1]:
+            raise ValueError(f"the subspace lives in {self.basis.shape[1]} dimensions, but the event shape is {shape}")
+        return len(self.basis)
+
+
+Subspace = FullSpace | CentreOfMassFree | LinearSubspace
+
+
+# ----------------------------------------------------------------------------------------------------------- Gaussian
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["anchor", "shift", "variance", "excess", "basis"],
+    meta_fields=["subspace"],
+)
+@dataclass(frozen=True)
+class Gaussian:
+    r"""N(anchor + shift, variance (I + M)) on one event, possibly restricted to a linear subspace.
+
+    ``M`` has eigenvalues ``excess`` > -1:
+
+    - isotropic: ``excess`` is a scalar;
+    - diagonal: ``excess`` has the event's shape;
+    - dense: ``excess`` has shape ``(d,)`` and ``basis``, shape ``(d, d)``, holds the eigenvectors as columns.
+
+    Attributes:
+      anchor: the part of the mean that all kernels of a transition share, event shape (or broadcastable to it).
+      shift: the rest of the mean.
+      variance: scalar; the base variance.
+      excess: the relative excess of the covariance over the base.
+      basis: eigenvectors of a dense covariance over the flattened event, else None.
+      subspace: where the law lives; the density is taken in orthonormal coordinates of it.
+    """
+
+    anchor: Array
+    shift: Array
+    variance: Array
+    excess: Array | float = 0.0
+    basis: Array | None = None
+    subspace: Subspace = FullSpace()  # noqa: RUF009 - immutable
+
+    @property
+    def mean(self) -> Array:
+        return self.anchor + self.shift
+
+    @property
+    def is_isotropic(self) -> bool:
+        return self.basis is None and jnp.ndim(self.excess) == 0
+
+    def sample(self, key: Array) -> Array:
+        """One draw, of the event's shape."""
+        mean = self.mean
+        noise = self.subspace.project(jax.random.normal(key, mean.shape, mean.dtype))
+        return mean + jnp.sqrt(self.variance) * self._map(noise, jnp.sqrt(1 + self.excess))
+
+    def covariance_times(self, vector: Array) -> Array:
+        """The covariance applied to a vector of the event's shape."""
+        return self.variance * self._map(self.subspace.project(vector), 1 + self.excess)
+
+    def log_prob(self, x: Array) -> Array:
+        """log N(x), in nats, as a scalar."""
+        z = self._rotate(x - self.anchor - self.shift)
+        quadratic = jnp.sum(z**2 / (1 + self.excess)) / self.variance
+        dimension = self.subspace.dimension(z.shape if self.basis is None else jnp.shape(x))
+        log_det = self._sum_over_dimensions(jnp.log1p(self.excess), dimension)
+        return -0.5 * (dimension * jnp.log(2 * jnp.pi * self.variance) + log_det + quadratic)
+
+    def log_ratio(self, other: Gaussian, x: Array) -> Array:
+        r"""log p(x) - log q(x) for p = self and q = other, without cancellation.
+
+        With residual r = x - mean_p, difference of means d = mean_p - mean_q, eigenvalues l_p, l_q of the covariances
+        and e = (l_p - l_q) / l_q:
+
+            sum_i  e_i r_i^2 / (2 l_p,i) - log(1 + e_i) / 2 + (r_i + d_i / 2) d_i / l_q,i
+
+        One ``e`` serves both of the first two terms, so that its rounding error cancels to first order.
+        """
+        if self.basis is not None and not (other.basis is self.basis or other.is_isotropic):
+            return self._log_ratio_through_isotropic(other, x)
+        if self.basis is None and other.basis is not None and not self.is_isotropic:
+            return self._log_ratio_through_isotropic(other, x)
+        basis = other.basis if self.basis is None else self.basis
+        residual = _rotate((x - self.anchor) - self.shift, basis)
+        difference = _rotate((self.anchor - other.anchor) + (self.shift - other.shift), basis)
+        base = (self.variance - other.variance) / other.variance
+        ratio = (1 + self.excess) / (1 + other.excess)
+        e = base * ratio + (self.excess - other.excess) / (1 + other.excess)
+        eigenvalue, other_eigenvalue = self.variance * (1 + self.excess), other.variance * (1 + other.excess)
+        quadratic = e * residual**2 / (2 * eigenvalue) + (residual + 0.5 * difference) * difference / other_eigenvalue
+        dimension = self.subspace.dimension(jnp.shape(x))
+        log_det = self._sum_over_dimensions(jnp.log1p(e), dimension, normal=jnp.log1p(base))
+        return jnp.sum(quadratic) - 0.5 * log_det
+
+    def scale_covariance(self, factor: Array) -> Gaussian:
+        return replace(self, variance=self.variance * factor)
+
+    def _sum_over_dimensions(self, values: Array, dimension: int, normal: Array | float = 0.0) -> Array:
+        """Sum of a function of the eigenvalues over the subspace; the directions normal to it carry M = 0."""
+        if jnp.ndim(values) == 0:
+            return dimension * values
+        return jnp.sum(values) - (np.size(values) - dimension) * normal
+
+    def _log_ratio_through_isotropic(self, other: Gaussian, x: Array) -> Array:
+        between = replace(other, excess=jnp.zeros_like(other.variance), basis=None)
+        return self.log_ratio(between, x) - other.log_ratio(between, x)
+
+    def _rotate(self, vector: Array) -> Array:
+        return _rotate(vector, self.basis)
+
+    def _map(self, vector: Array, eigenvalues: Array) -> Array:
+        if self.basis is None:
+            return eigenvalues * vector
+        return (self.basis @ (eigenvalues * self._rotate(vector))).reshape(vector.shape)
+
+
+def _rotate(vector: Array, basis: Array | None) -> Array:
+    return vector if basis is None else basis.T @ vector.reshape(-1)

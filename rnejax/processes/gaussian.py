@@ -1,0 +1,253 @@
+r"""Scalar Gaussian noising processes, x_t = alpha_t x_0 + sigma_t eps: one implementation over (alpha, sigma).
+
+Beside the noised data every process has an analytic *reference*: the same noise applied to a Gaussian N(0, data_std^2).
+The reference's reverse kernel is known exactly, and everything a network says is kept as its **excess** over the
+reference, D(x_t, t) - D_ref(x_t, t) with D = E[x_0 | x_t]. In these terms (mathematics.md, sections 2 and 3)
+
+    reverse kernel      mean      r x_t + gain * excess,         r = a V_s / V_t,  gain = alpha_s v / sigma_t^2
+                        covariance  V_s v / V_t + gain^2 * (Cov[x_0 | x_t] - Cov_ref[x_0 | x_t])
+
+so a model and the reference differ only by small terms, which are never obtained by subtracting large ones. All
+coefficients are computed in float64 on the host where times are known there (they are, outside a caller's own jit).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..kernels import Array, FullSpace, Gaussian, Subspace
+
+PREDICTIONS = ("score", "x0", "epsilon", "v", "velocity", "energy")
+
+
+def namespace(*times: Any) -> Any:
+    """numpy (float64, on the host) for known times, jax.numpy for traced ones."""
+    return jnp if any(isinstance(t, jax.core.Tracer) for t in times) else np
+
+
+def host(t: Any) -> Any:
+    """A known time as float64 on the host; a traced one as it is."""
+    return t if isinstance(t, jax.core.Tracer) else np.asarray(t, np.float64)
+
+
+class NoiseLevel(NamedTuple):
+    """The coefficients of x_t = alpha x_0 + sigma eps at one time (or at several, stacked)."""
+
+    t: Array
+    alpha: Array
+    sigma: Array
+    alpha_rate: Array  # d alpha / dt
+    sigma_rate: Array
+    log_snr: Array  # log(alpha^2 / sigma^2)
+    reference_variance: Array  # V_t = alpha^2 data_std^2 + sigma^2
+    reference_gain: Array  # D_ref(x_t, t) = reference_gain * x_t
+    reference_posterior_variance: Array  # Cov_ref[x_0 | x_t]
+
+    def excess(self, output: Array, x: Array, prediction: str) -> Array:
+        """The network's denoiser minus the reference's, from whatever the network predicts. Exact.
+
+        score, epsilon and energy divide by alpha: they say nothing about x_0 where no signal is left.
+        """
+        alpha, sigma, reference = self.alpha, self.sigma, self.reference_gain * x
+        if prediction == "x0":
+            return output - reference
+        if prediction == "score":
+            return (sigma**2 / alpha) * (output + x / self.reference_variance)
+        if prediction == "epsilon":
+            return -(sigma / alpha) * (output - sigma * x / self.reference_variance)
+        # v = alpha eps - sigma x0 and velocity = alpha' x0 + sigma' eps, with eps = (x - alpha x0) / sigma
+        if prediction == "v":
+            return ((alpha / sigma) * x - output) / (alpha**2 / sigma + sigma) - reference
+        slope = self.alpha_rate - self.sigma_rate * alpha / sigma
+        return (output - (self.sigma_rate / sigma) * x) / slope - reference
+
+    def denoised(self, x: Array, excess: Array) -> Array:
+        """E[x_0 | x_t]."""
+        return self.reference_gain * x + excess
+
+    def score(self, x: Array, excess: Array) -> Array:
+        """grad log p_t(x)."""
+        return (self.alpha / self.sigma**2) * excess - x / self.reference_variance
+
+
+class GaussianTransition(NamedTuple):
+    """Everything that is known about the step between ``s`` (less noise) and ``t`` (more noise).
+
+    The forward kernel is F(x_t | x_s) = N(a x_s, v I). Shifts are relative to the state the kernel starts from, so that
+    the difference between states is formed once, exactly.
+    """
+
+    s: NoiseLevel
+    t: NoiseLevel
+    decay: Array  # a = alpha_t / alpha_s
+    decay_shift: Array  # a - 1
+    variance: Array  # v
+    reference_shift: Array  # a V_s / V_t - 1
+    reference_covariance: Array  # V_s v / V_t
+    gain: Array  # alpha_s v / sigma_t^2
+    duration: Array  # t - s
+    subspace: Subspace
+
+    # -- exact kernels -------------------------------------------------------------------------------------------
+
+    def forward(self, x_s: Array) -> Gaussian:
+        """F(x_t | x_s)."""
+        return Gaussian(x_s, self.decay_shift * x_s, self.variance, subspace=self.subspace)
+
+    def reference_reverse(self, x_t: Array) -> Gaussian:
+        """The reference's reverse kernel K_ref(x_s | x_t), exact."""
+        return Gaussian(x_t, self.reference_shift * x_t, self.reference_covariance, subspace=self.subspace)
+
+    def reverse(self, x_t: Array, excess: Array, spread: Array | float = 0.0, basis: Array | None = None) -> Gaussian:
+        """K(x_s | x_t) for a denoiser with this excess and a posterior covariance with this excess over the reference.
+
+        ``spread`` holds the eigenvalues of Cov[x_0 | x_t] - Cov_ref[x_0 | x_t]: a scalar, a diagonal, or, with their
+        ``basis``, those of a dense matrix.
+        """
+        shift = self.reference_shift * x_t + self.gain * excess
+        relative = (self.gain**2 / self.reference_covariance) * spread
+        return Gaussian(x_t, shift, self.reference_covariance, relative, basis, self.subspace)
+
+    def log_reference_s(self, x_s: Array) -> Array:
+        return reference(self.s, x_s.shape, self.subspace).log_prob(x_s)
+
+    # -- Euler-Maruyama kernels ----------------------------------------------------------------------------------
+
+    def euler_reverse(self, x_t: Array, excess: Array) -> Gaussian:
+        """x_s = x_t - h f(x_t, t) + h g_t^2 score(x_t, t) + g_t sqrt(h) eps: drift and diffusion frozen at t."""
+        linear, diffusion = drift_and_diffusion(self.t)
+        shift = self.duration * (diffusion * self.t.score(x_t, excess) - linear * x_t)
+        base = self.reference_covariance
+        return Gaussian(x_t, shift, base, self.duration * diffusion / base - 1, subspace=self.subspace)
+
+    def euler_forward(self, x_s: Array) -> Gaussian:
+        """x_t = x_s + h f(x_s, s) + g_s sqrt(h) eps."""
+        linear, diffusion = drift_and_diffusion(self.s)
+        return Gaussian(x_s, self.duration * linear * x_s, self.duration * diffusion, subspace=self.subspace)
+
+
+def drift_and_diffusion(level: NoiseLevel) -> tuple[Array, Array]:
+    """f and g^2 of dx = f x dt + g dW: f = alpha'/alpha, g^2 = d(sigma^2)/dt - 2 f sigma^2."""
+    linear = level.alpha_rate / level.alpha
+    return linear, 2 * level.sigma * level.sigma_rate - 2 * linear * level.sigma**2
+
+
+def reference(level: NoiseLevel, shape: tuple[int, ...], subspace: Subspace) -> Gaussian:
+    zeros = jnp.zeros(shape, jnp.result_type(float))
+    return Gaussian(zeros, zeros, jnp.asarray(level.reference_variance, zeros.dtype), subspace=subspace)
+
+
+
+@dataclass(frozen=True)
+class GaussianProcess:
+    """A scalar Gaussian process: subclasses say what alpha, sigma and their rates are.
+
+    Attributes:
+      data_std: standard deviation of the Gaussian reference. Match it to the data's: less error, and exactness for
+        Gaussian data with any covariance choice.
+      t_min, t_max: default time range, also what ``time_grid`` spans.
+      subspace: where the states live.
+    """
+
+    data_std: float = 1.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    subspace: Subspace = FullSpace()  # noqa: RUF009 - immutable
+
+    # -- to be given by a schedule: functions of numpy or jax times --------------------------------------------------
+
+    domain = (0.0, 1.0)
+    default_grid = "quadratic"
+
+    def log_alpha(self, t: Any) -> Any:
+        raise NotImplementedError
+
+    def alpha(self, t: Any) -> Any:
+        raise NotImplementedError
+
+    def sigma(self, t: Any) -> Any:
+        raise NotImplementedError
+
+    def alpha_rate(self, t: Any) -> Any:
+        raise NotImplementedError
+
+    def sigma_rate(self, t: Any) -> Any:
+        raise NotImplementedError
+
+    # -- what everything else uses -----------------------------------------------------------------------------------
+
+    def level(self, t: Any) -> NoiseLevel:
+        """The noise level at time t (or at many times, stacked)."""
+        t = host(t)
+        return jax.tree.map(_working_precision, self._level(t))
+
+    def transition(self, s: Any, t: Any) -> GaussianTransition:
+        """The step between s < t (or many steps, stacked)."""
+        s, t = host(s), host(t)
+        xp = namespace(s, t)
+        at_s, at_t = self._level(s), self._level(t)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            decay_shift = xp.expm1(self.log_alpha(t) - self.log_alpha(s))
+            variance = -xp.expm1(at_t.log_snr - at_s.log_snr) * at_t.sigma**2
+        decay = decay_shift + 1
+        v_s, v_t = at_s.reference_variance, at_t.reference_variance
+        return jax.tree.map(
+            _working_precision,
+            GaussianTransition(
+                s=at_s,
+                t=at_t,
+                decay=decay,
+                decay_shift=decay_shift,
+                variance=variance,
+                reference_shift=-(decay * v_s * decay_shift + variance) / v_t,
+                reference_covariance=v_s * variance / v_t,
+                gain=at_s.alpha * variance / at_t.sigma**2,
+                duration=t - s,
+                subspace=self.subspace,
+            ),
+        )
+
+    def marginal(self, x0: Array, t: Any) -> Gaussian:
+        """The law of x_t given x_0: N(alpha_t x_0, sigma_t^2 I)."""
+        level = self.level(t)
+        return Gaussian(x0, (level.alpha - 1) * x0, level.sigma**2, subspace=self.subspace)
+
+    def forward(self, x_s: Array, s: Any, t: Any) -> Gaussian:
+        """The noising kernel F(x_t | x_s) = N(a x_s, v I)."""
+        return self.transition(s, t).forward(x_s)
+
+    def reference(self, t: Any, shape: tuple[int, ...] = ()) -> Gaussian:
+        """The reference's marginal N(0, (alpha_t^2 data_std^2 + sigma_t^2) I). ``shape`` is needed for sampling."""
+        return reference(self.level(t), shape, self.subspace)
+
+    def reference_reverse(self, x_t: Array, t: Any, s: Any) -> Gaussian:
+        """The reference's reverse kernel, exact for s < t."""
+        return self.transition(s, t).reference_reverse(x_t)
+
+    def _level(self, t: Any) -> NoiseLevel:
+        xp = namespace(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        data_variance = self.data_std**2
+        variance = alpha**2 * data_variance + sigma**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            log_snr = 2 * (self.log_alpha(t) - xp.log(sigma))
+        return NoiseLevel(
+            t=t,
+            alpha=alpha,
+            sigma=sigma,
+            alpha_rate=self.alpha_rate(t),
+            sigma_rate=self.sigma_rate(t),
+            log_snr=log_snr,
+            reference_variance=variance,
+            reference_gain=alpha * data_variance / variance,
+            reference_posterior_variance=data_variance * sigma**2 / variance,
+        )
+
+
+def _working_precision(value: Any) -> Any:
+    return value if isinstance(value, jax.core.Tracer) else jnp.asarray(value, jnp.result_type(float))

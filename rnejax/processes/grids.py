@@ -1,0 +1,108 @@
+"""Time grids: increasing, from t_min to t_max, in float64 on the host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .gaussian import GaussianProcess
+
+KINDS = ("uniform", "quadratic", "edm", "log_snr")
+
+
+def time_grid(
+    process: GaussianProcess,
+    num_steps: int,
+    kind: str | None = None,
+    *,
+    t_min: float | None = None,
+    t_max: float | None = None,
+    rho: float = 7.0,
+) -> np.ndarray:
+    r"""An increasing grid of ``num_steps + 1`` times.
+
+    - ``uniform``: uniform in t.
+    - ``quadratic``: uniform in sqrt(t): short steps near the data.
+    - ``edm``: uniform in (sigma / alpha)^(1 / rho), with rho = 7 as in Karras et al. 2022, eq. 5.
+    - ``log_snr``: uniform in log(alpha^2 / sigma^2).
+
+    Args:
+      process: whose time range is spanned.
+      num_steps: the number of transitions, at least 1.
+      kind: one of the above; default: the process's own (``edm`` for VarianceExploding, else ``quadratic``).
+      t_min, t_max: another range; default: the process's.
+      rho: the exponent of ``edm``.
+
+    Raises:
+      ValueError: for an unknown kind, fewer than one step, or a range that is not inside the process's.
+    """
+    kind = process.default_grid if kind is None else kind
+    if kind not in KINDS:
+        raise ValueError(f"unknown grid {kind!r}; choose one of {', '.join(KINDS)}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    low = process.t_min if t_min is None else float(t_min)
+    high = process.t_max if t_max is None else float(t_max)
+    u = np.linspace(0.0, 1.0, num_steps + 1)
+    if kind == "uniform":
+        times = low + u * (high - low)
+    elif kind == "quadratic":
+        times = (np.sqrt(low) + u * (np.sqrt(high) - np.sqrt(low))) ** 2
+    else:
+        log_ratio_low, log_ratio_high = _log_noise_to_signal(process, np.asarray([low, high]))
+        if not np.isfinite([log_ratio_low, log_ratio_high]).all():
+            raise ValueError(
+                f"a {kind} grid needs noise and signal at both ends, but sigma = {process.sigma(low):.3g} at t = {low} "
+                f"and alpha = {process.alpha(high):.3g} at t = {high}; move t_min or t_max, or use kind='uniform'"
+            )
+        if kind == "edm":
+            low_root, high_root = np.exp(log_ratio_low / rho), np.exp(log_ratio_high / rho)
+            wanted = rho * np.log(low_root + u * (high_root - low_root))
+        else:
+            wanted = log_ratio_low + u * (log_ratio_high - log_ratio_low)
+        times = _invert(process, wanted, low, high)
+    times[0], times[-1] = low, high
+    return validate_times(process, times)
+
+
+def validate_times(process: GaussianProcess, times: Any) -> np.ndarray:
+    """The times as float64 on the host.
+
+    Raises:
+      ValueError: unless they are a finite, strictly increasing vector of two or more times in the process's domain.
+    """
+    times = np.asarray(times, np.float64)
+    if times.ndim != 1 or times.size < 2:
+        raise ValueError(f"times must be a vector of two or more times, got shape {times.shape}; see rnejax.time_grid")
+    if not np.isfinite(times).all():
+        raise ValueError(f"times must be finite; entry {int(np.flatnonzero(~np.isfinite(times))[0])} is not")
+    bad = np.flatnonzero(np.diff(times) <= 0)
+    if bad.size:
+        k = int(bad[0])
+        hint = "; they run from data to noise: reverse them" if (np.diff(times) < 0).all() else ""
+        raise ValueError(
+            f"times must increase strictly, but times[{k}] = {times[k]:.6g} >= times[{k + 1}] = {times[k + 1]:.6g}{hint}"
+        )
+    low, high = process.domain
+    if times[0] < low or times[-1] > high:
+        raise ValueError(
+            f"times must lie in [{low:g}, {high:g}], the domain of {type(process).__name__}, "
+            f"got [{times[0]:.6g}, {times[-1]:.6g}]"
+        )
+    return times
+
+
+def _log_noise_to_signal(process: GaussianProcess, t: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(process.sigma(t)) - np.log(process.alpha(t))
+
+
+def _invert(process: GaussianProcess, wanted: np.ndarray, low: float, high: float, iterations: int = 200) -> np.ndarray:
+    """Bisection in log t: the noise-to-signal ratio of every process increases with t."""
+    lower, upper = np.full_like(wanted, low), np.full_like(wanted, high)
+    for _ in range(iterations):
+        middle = np.sqrt(lower * upper)
+        below = _log_noise_to_signal(process, middle) < wanted
+        lower, upper = np.where(below, middle, lower), np.where(below, upper, middle)
+    return np.sqrt(lower * upper)
