@@ -1,0 +1,84 @@
+"""Log-weights: sums that keep their digits, means, normalisation, effective sample size.
+
+Weights live in log space throughout. ``-inf`` is a legal log-weight, that of a particle of zero weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+
+__all__ = ["CompensatedSum", "effective_sample_size", "log_mean_exp", "normalize"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CompensatedSum:
+    """A running sum that carries the rounding error of its own additions (elementwise, any shape).
+
+    Each addition is Knuth's two-sum, which splits a + b exactly into its rounded value and the error of that rounding;
+    the errors are summed on the side, as in Neumaier (1974). The error of :attr:`value` after n additions is one
+    rounding of the sum plus O(n eps^2) times the sum of magnitudes, instead of O(n eps): 1,000 terms whose float32
+    sum is 1e4 stay within half a unit in the last place (5e-4).
+
+    A sum that is not finite (-inf is legal for a log-weight) has no rounding error: its compensation is zero, so that
+    infinities and NaN behave as in ordinary addition. Gradients are those of ordinary addition.
+    """
+
+    total: Array
+    compensation: Array
+
+    @classmethod
+    def of(cls, value: ArrayLike) -> CompensatedSum:
+        """The sum that consists of ``value`` alone (an array of floats of any shape)."""
+        total = jnp.asarray(value)
+        return cls(total, jnp.zeros_like(total))
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...] = (), dtype: Any = float) -> CompensatedSum:
+        """The empty sum."""
+        return cls.of(jnp.zeros(shape, dtype))
+
+    def add(self, term: ArrayLike) -> CompensatedSum:
+        """The sum with ``term`` (broadcastable to the shape of the sum) added."""
+        term = jnp.asarray(term, self.total.dtype)
+        total = self.total + term
+        absorbed = total - self.total
+        error = (self.total - (total - absorbed)) + (term - absorbed)
+        compensation = jnp.where(jnp.isfinite(total), self.compensation + error, 0.0)
+        return CompensatedSum(total, compensation.astype(self.total.dtype))
+
+    @property
+    def value(self) -> Array:
+        """The sum, rounded once."""
+        return self.total + self.compensation
+
+
+def log_mean_exp(log_weights: Array, axis: int = -1) -> Array:
+    """log of the mean weight, log( sum_i exp(lw_i) / n ), in nats; -inf if every weight is zero."""
+    # The 1/n goes inside the logarithm: subtracting log n afterwards would lose the digits of a result near zero.
+    return logsumexp(log_weights, axis=axis, b=1.0 / log_weights.shape[axis])
+
+
+def normalize(log_weights: Array, axis: int = -1) -> Array:
+    """Weights that sum to one, W_i = exp(lw_i) / sum_j exp(lw_j); NaN if every weight is zero."""
+    return jax.nn.softmax(log_weights, axis=axis)
+
+
+def effective_sample_size(log_weights: Array, axis: int = -1) -> Array:
+    """(sum_i w_i)^2 / sum_i w_i^2, between 1 and n (Kong, Liu & Wong 1994).
+
+    Zero if every weight is zero; NaN if a log-weight is NaN or +inf.
+    """
+    largest = jnp.max(log_weights, axis=axis, keepdims=True)
+    # With all weights zero there is nothing to scale by, and exp(-inf - 0) is the zero that is wanted.
+    weights = jnp.exp(log_weights - jnp.where(largest == -jnp.inf, 0.0, largest))
+    sum_of_squares = jnp.sum(weights**2, axis=axis)
+    no_weight = sum_of_squares == 0
+    return jnp.where(no_weight, 0.0, jnp.sum(weights, axis=axis) ** 2 / jnp.where(no_weight, 1.0, sum_of_squares))
