@@ -4,9 +4,36 @@ One fact carries everything: for a diffusion and its time reversal the density r
 marginal densities follow from transition kernels that every model already has (He et al., ICLR 2026).
 """
 
-from . import processes
+from . import control, covariance, increments, kernels, processes, smc, transforms
+from .calibration import calibrate
+from .control import guide, product, steer, temper, tilt
+from .density import log_density, sample
+from .increments import increment
+from .model import DiffusionModel
 from .processes import time_grid
+from .smc import resample, weighted_mean
 
 __version__ = "0.1.0"
 
-__all__ = ["processes", "time_grid"]
+__all__ = [
+    "DiffusionModel",
+    "calibrate",
+    "control",
+    "covariance",
+    "guide",
+    "increment",
+    "increments",
+    "kernels",
+    "log_density",
+    "processes",
+    "product",
+    "resample",
+    "sample",
+    "smc",
+    "steer",
+    "temper",
+    "tilt",
+    "time_grid",
+    "transforms",
+    "weighted_mean",
+]

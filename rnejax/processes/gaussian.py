@@ -72,7 +72,11 @@ class NoiseLevel(NamedTuple):
 
     def score(self, x: Array, excess: Array) -> Array:
         """grad log p_t(x)."""
-        return (self.alpha / self.sigma**2) * excess - x / self.reference_variance
+        return self.excess_score(excess) - x / self.reference_variance
+
+    def excess_score(self, excess: Array) -> Array:
+        """grad log p_t(x) - grad log ref_t(x)."""
+        return (self.alpha / self.sigma**2) * excess
 
 
 class GaussianTransition(NamedTuple):
@@ -113,8 +117,25 @@ class GaussianTransition(NamedTuple):
         relative = (self.gain**2 / self.reference_covariance) * spread
         return Gaussian(x_t, shift, self.reference_covariance, relative, basis, self.subspace)
 
-    def log_reference_s(self, x_s: Array) -> Array:
-        return reference(self.s, x_s.shape, self.subspace).log_prob(x_s)
+    def tempered_reference(self, exponent: Array) -> tuple[Array, Array, Array]:
+        r"""The step of the reference's tempered path, ref^bar: coefficients (rho, A's, B's) for bar = ``exponent`` > 0.
+
+        With V the reference's variance, rho = min(1, V_t / (bar v)) and r = sqrt(max(0, V_s - bar rho v V_s / V_t) / V_t),
+        the kernels A = N(r x_t, rho C) and B = N((r V_t / V_s) x_s, rho v I) are each other's reversal with respect to
+        ref^bar (mathematics.md, section 4). Returned are rho and the *differences* of these slopes from those of the
+        untempered reference's kernels, r - a V_s / V_t and r V_t / V_s - a, which vanish for bar = 1:
+
+            r - a V_s / V_t = sqrt(V_s / V_t) u (1 - bar rho) / (sqrt(1 - bar rho u) + sqrt(1 - u)),   u = v / V_t.
+        """
+        v_s, v_t = self.s.reference_variance, self.t.reference_variance
+        u = self.variance / v_t
+        rho = jnp.minimum(1.0, 1 / (exponent * u))
+        remaining = jnp.sqrt(jnp.maximum(0.0, 1 - exponent * rho * u)) + jnp.sqrt(jnp.maximum(0.0, 1 - u))
+        # At alpha_t = 0 nothing of x_t remains for any exponent >= 1: numerator and denominator both vanish.
+        gone = remaining == 0
+        slope = jnp.sqrt(v_s / v_t) * u * (1 - exponent * rho) / jnp.where(gone, 1.0, remaining)
+        slope = jnp.where(gone, 0.0, slope)
+        return rho, slope, slope * v_t / v_s
 
     # -- Euler-Maruyama kernels ----------------------------------------------------------------------------------
 

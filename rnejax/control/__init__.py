@@ -1,0 +1,23 @@
+"""Inference-time control: targets, rewards, proposals, and steer()."""
+
+from .proposals import Drift, FeynmanKac, Local, Proposal
+from .rewards import Reward
+from .steer import Steered, SteerInfo, SteeringWarning, steer
+from .targets import Target, guide, product, temper, tilt
+
+__all__ = [
+    "Drift",
+    "FeynmanKac",
+    "Local",
+    "Proposal",
+    "Reward",
+    "SteerInfo",
+    "Steered",
+    "SteeringWarning",
+    "Target",
+    "guide",
+    "product",
+    "steer",
+    "temper",
+    "tilt",
+]

@@ -1,0 +1,219 @@
+r"""How particles move: proposal A(x_s | x_t) and auxiliary forward kernel B(x_t | x_s), both free.
+
+The weight of a step (mathematics.md, section 4) is that of the target over the proposal,
+
+    log w = sum_i beta_i l_i + [tilt_s(x_s) - tilt_t(x_t)] + log B(x_t | x_s) - log A(x_s | x_t),
+
+so any pair is correct and a good one makes it constant. To leading order, with S = sum_i beta_i score_i, A drifts by
+c_a v S / a and B by c_b v S, and there is no noise of order sqrt(step) if and only if c_a + c_b = 1. The symmetric choice
+c_a = (1 + 1/bar)/2, c_b = (1 - 1/bar)/2, bar = sum_i beta_i, makes the weights of Gaussian data constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..covariance import Evaluation
+from ..kernels import Array, Gaussian, Kernel
+from ..processes import GaussianTransition
+from ..processes.gaussian import drift_and_diffusion
+
+
+class Local(NamedTuple):
+    """What is known at one end of a step, for one particle.
+
+    Attributes:
+      x: the state, in the network's coordinates.
+      evaluations: what each model said of it.
+      exponents: of the models at this time, (m,).
+      rewards: values of the rewards, (j,).
+      strengths: of the rewards at this time, (j,).
+      exact_gradient: gradient of that part of the tilt whose scheme is exact, of the state's shape (zero where rewards give none).
+      gradient: gradient of the rest.
+    """
+
+    x: Array
+    evaluations: tuple[Evaluation, ...]
+    exponents: Array
+    rewards: Array
+    strengths: Array
+    exact_gradient: Array
+    gradient: Array
+
+    @property
+    def tilt(self) -> Array:
+        """sum_j lambda_j r_j; a reward of no strength does not count, not even one of -inf."""
+        return jnp.sum(jnp.where(self.strengths == 0, 0.0, self.strengths * self.rewards))
+
+
+class Proposal(Protocol):
+    """A pair of kernels. Hashable: it is configuration."""
+
+    def needs_auxiliary(self, total_exponents: np.ndarray) -> bool:
+        """Whether B looks at what the models say of x_s: this costs one more evaluation at the very end."""
+        ...
+
+    def reverse(self, transition: GaussianTransition, at_t: Local, exponent: Array, kernels: tuple[Gaussian, ...]) -> Kernel:
+        """A(x_s | x_t). ``exponent`` is bar, the sum of exponents on this step; ``kernels`` the models' K_i(x_s | x_t)."""
+        ...
+
+    def forward(self, transition: GaussianTransition, at_s: Local, exponent: Array) -> Kernel:
+        """B(x_t | x_s); ``transition.forward(at_s.x)`` is always right."""
+        ...
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Drift:
+    """A and B drift along the target's score.
+
+    Attributes:
+      coefficients: (c_a, c_b), or None for the symmetric choice.
+      matched: the reference-matched form, for steps that are not small: weights are exactly constant where the data are the
+        reference, whatever the step. Otherwise the leading-order form, A = N(x_t / a + c_a (v / a) S, C) and
+        B = N(a x_s + c_b v S, v I).
+    """
+
+    coefficients: tuple[float, float] | None = None
+    matched: bool = True
+
+    def needs_auxiliary(self, total_exponents: np.ndarray) -> bool:
+        if self.coefficients is not None:
+            return self.coefficients[1] != 0
+        return bool(np.any(total_exponents != 1))
+
+    def reverse(
+        self, transition: GaussianTransition, at_t: Local, exponent: Array, kernels: tuple[Gaussian, ...]
+    ) -> Gaussian:
+        c_a, _ = self._coefficients(exponent)
+        reference = transition.reference_reverse(at_t.x)
+        excess = sum(beta * (kernel.shift - reference.shift) for beta, kernel in zip(at_t.exponents, kernels, strict=True))
+        if self.matched:
+            rho, slope, _ = transition.tempered_reference(exponent)
+            shift = reference.shift + slope * at_t.x
+        else:
+            rho = 1.0
+            decay, v_t = transition.decay, transition.t.reference_variance
+            shift = (-transition.decay_shift - c_a * exponent * transition.variance / v_t) / decay * at_t.x
+        relative, basis = combine_covariances(kernels, at_t.exponents / exponent)
+        law = Gaussian(at_t.x, shift + c_a * excess, rho * reference.variance, relative, basis, transition.subspace)
+        # A reward tilts the kernel: K exp(lambda r) has its mean moved by C lambda grad r.
+        pull = law.covariance_times(at_t.exact_gradient + 0.5 * at_t.gradient)
+        return Gaussian(law.anchor, law.shift + pull, law.variance, law.excess, law.basis, law.subspace)
+
+    def forward(self, transition: GaussianTransition, at_s: Local, exponent: Array) -> Gaussian:
+        _, c_b = self._coefficients(exponent)
+        noising = transition.forward(at_s.x)
+        if self.matched:
+            rho, _, slope = transition.tempered_reference(exponent)
+        else:
+            rho, slope = 1.0, -c_b * exponent * transition.variance / transition.s.reference_variance
+        scores = [transition.s.excess_score(evaluation.excess) for evaluation in at_s.evaluations]
+        excess = sum(beta * score for beta, score in zip(at_s.exponents, scores, strict=True))
+        drift = transition.variance * (c_b * excess + 0.5 * at_s.gradient)
+        return Gaussian(noising.anchor, noising.shift + slope * at_s.x + drift, rho * noising.variance, subspace=noising.subspace)
+
+    def _coefficients(self, exponent: Array) -> tuple[Any, Any]:
+        if self.coefficients is not None:
+            return self.coefficients
+        return 0.5 * (1 + 1 / exponent), 0.5 * (1 - 1 / exponent)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class FeynmanKac:
+    """Feynman-Kac correctors (Skreta et al. 2025), target-score scheme: the continuous-time limit of (1, 0).
+
+    Euler-Maruyama moves with drift -f + g^2 (S + lambda grad r / 2), and instead of a ratio of kernels the weights
+
+        d log w = [ (bar - 1) d f + g^2/2 (|S|^2 - sum_i beta_i |s_i|^2)
+                    + grad(lambda r) . (g^2 S / 2 - f x) ] h  +  d(lambda) r.
+
+    Right in the limit of small steps only, and offered so that it can be compared with.
+    """
+
+    def needs_auxiliary(self, total_exponents: np.ndarray) -> bool:
+        return False
+
+    def reverse(
+        self, transition: GaussianTransition, at_t: Local, exponent: Array, kernels: tuple[Gaussian, ...]
+    ) -> Gaussian:
+        linear, diffusion = drift_and_diffusion(transition.t)
+        total, _ = self._scores(transition, at_t)
+        drift = diffusion * (total + 0.5 * (at_t.gradient + at_t.exact_gradient)) - linear * at_t.x
+        h = transition.duration
+        return Gaussian(at_t.x, h * drift, h * diffusion, subspace=transition.subspace)
+
+    def forward(self, transition: GaussianTransition, at_s: Local, exponent: Array) -> Gaussian:
+        return transition.forward(at_s.x)
+
+    def log_increment(self, transition: GaussianTransition, at_t: Local, at_s: Local) -> Array:
+        """The continuous-time weight, frozen at the beginning of the step."""
+        linear, diffusion = drift_and_diffusion(transition.t)
+        total, weighted_squares = self._scores(transition, at_t)
+        gradient = at_t.gradient + at_t.exact_gradient
+        bar = jnp.sum(at_t.exponents)
+        dimension = transition.subspace.dimension(at_t.x.shape)
+        rate = (bar - 1) * dimension * linear + 0.5 * diffusion * (jnp.sum(total**2) - weighted_squares)
+        rate = rate + jnp.sum(gradient * (0.5 * diffusion * total - linear * at_t.x))
+        change = at_s.strengths - at_t.strengths
+        return transition.duration * rate + jnp.sum(jnp.where(change == 0, 0.0, change * at_t.rewards))
+
+    @staticmethod
+    def _scores(transition: GaussianTransition, at_t: Local) -> tuple[Array, Array]:
+        scores = [transition.t.score(at_t.x, evaluation.excess) for evaluation in at_t.evaluations]
+        pairs = list(zip(at_t.exponents, scores, strict=True))
+        total = jnp.sum(jnp.stack([beta * score for beta, score in pairs]), axis=0)
+        return total, jnp.sum(jnp.stack([beta * jnp.sum(score**2) for beta, score in pairs]))
+
+
+def combine_covariances(kernels: tuple[Gaussian, ...], weights: Array) -> tuple[Array | float, Array | None]:
+    """Relative covariance of the proposal: sum_i weights_i C_i, clipped between the smallest and the largest C_i.
+
+    All kernels of a transition share their base variance, so only the relative excesses are combined. Negative weights
+    (guidance) could otherwise make the combination indefinite.
+    """
+    if len(kernels) == 1:
+        return kernels[0].excess, kernels[0].basis
+    if all(kernel.basis is None for kernel in kernels):
+        excesses = jnp.stack(jnp.broadcast_arrays(*[jnp.asarray(kernel.excess) for kernel in kernels]))
+        combined = jnp.tensordot(weights.astype(excesses.dtype), excesses, axes=1)
+        return jnp.clip(combined, jnp.min(excesses, axis=0), jnp.max(excesses, axis=0)), None
+    matrices = [_dense(kernel) for kernel in kernels]
+    eigenvalues, basis = jnp.linalg.eigh(sum(w * m for w, m in zip(weights, matrices, strict=True)))
+    smallest = jnp.min(jnp.stack([jnp.min(kernel.excess) for kernel in kernels]))
+    largest = jnp.max(jnp.stack([jnp.max(kernel.excess) for kernel in kernels]))
+    return jnp.clip(eigenvalues, smallest, largest), basis
+
+
+def _dense(kernel: Gaussian) -> Array:
+    d = kernel.shift.size
+    excess = jnp.broadcast_to(jnp.asarray(kernel.excess).reshape(-1), (d,))
+    return jnp.diag(excess) if kernel.basis is None else (kernel.basis * excess) @ kernel.basis.T
+
+
+def get_proposal(proposal: Any) -> Proposal:
+    """A proposal by name, as a pair (c_a, c_b), or the object itself.
+
+    Raises:
+      ValueError: for an unknown name, or something that is none of these.
+    """
+    if isinstance(proposal, str):
+        if proposal == "symmetric":
+            return Drift()
+        if proposal == "feynman_kac":
+            return FeynmanKac()
+        raise ValueError(f"unknown proposal {proposal!r}; use 'symmetric', 'feynman_kac', a pair (c_a, c_b) or an object")
+    if isinstance(proposal, (tuple, list)):
+        if len(proposal) != 2:
+            raise ValueError(f"a pair (c_a, c_b) has two numbers, got {len(proposal)}: {proposal}")
+        return Drift((float(proposal[0]), float(proposal[1])))
+    missing = [name for name in ("needs_auxiliary", "reverse", "forward") if not hasattr(proposal, name)]
+    if missing:
+        raise ValueError(f"a proposal object needs the methods of rnejax.control.Proposal; {type(proposal).__name__} lacks {missing}")
+    return proposal

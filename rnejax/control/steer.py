@@ -1,0 +1,534 @@
+r"""steer(): sequential Monte Carlo along a path of targets, with exact weights.
+
+The log-weight of a step from t to s < t (mathematics.md, section 4), with reference ref_t and bar_t = sum_i beta_{i,t}:
+
+    log w = sum_i [ beta_{i,t} log(K_i / K_ref)(x_s) + (beta_{i,s} - beta_{i,t}) E_i(x_s) ]
+            + (bar_t - 1) [ log ref_s(x_s) - log ref_t(x_t) ] + (bar_s - bar_t) log ref_s(x_s)
+            + log(K_ref / A)(x_s) + log(B / F)(x_t) + tilt_s(x_s) - tilt_t(x_t)
+
+where E_i = log p_{i,s}(x_s) - log ref_s(x_s) is what the particle has accumulated of model i's log-density; it is needed
+for exponents that vary in time, and comes out as the density of each particle under each model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..covariance import Evaluation
+from ..density import check_times, prior_excess, to_user_log_density
+from ..increments import exact, transitions
+from ..kernels import Array, Gaussian, Kernel
+from ..model import DiffusionModel
+from ..processes import GaussianTransition, NoiseLevel
+from ..processes.gaussian import reference
+from ..smc import Resampling, diagnose, run
+from ..smc.faults import raise_on_fault
+from ..smc.weights import CompensatedSum, log_mean_exp
+from .proposals import Local, Proposal, get_proposal
+from .rewards import Reward
+from .targets import Target, as_target
+
+
+class Steered(NamedTuple):
+    """Weighted particles. With ``num_groups`` every field has a leading axis of independent groups.
+
+    Attributes:
+      particles: (num_particles, *shape), in the user's coordinates.
+      log_weights: (num_particles,), with a mean weight of 1; exp(log_normalizer + log_weights) are the unnormalised weights.
+      log_normalizer: estimate of log Z, in nats; exp of it is unbiased. What Z is: see :func:`steer`.
+      log_densities: log-density of each particle under each model along its own path: (num_particles, num_models).
+      info: per step, in order of execution (t_max to t_min): ``time`` arrived at, ``ess`` after weighing, ``resampled``
+        (whether the step began by resampling), ``log_normalizer_increments``, ``unique_ancestors``, what was ``saved``,
+        and ``eve``, the initial ancestor of every particle.
+      standard_error: of the log of the groups' mean normalising constant; NaN without groups, where one number has no
+        spread.
+    """
+
+    particles: Array
+    log_weights: Array
+    log_normalizer: Array
+    log_densities: Array
+    info: SteerInfo
+    standard_error: Array
+
+
+class SteerInfo(NamedTuple):
+    time: Array
+    ess: Array
+    resampled: Array
+    log_normalizer_increments: Array
+    unique_ancestors: Array
+    eve: Array
+    fault: Any
+    saved: dict[str, Any]
+
+
+def steer(
+    key: Array,
+    target: Target | DiffusionModel,
+    times: Any,
+    num_particles: int = 1024,
+    ess_threshold: float = 0.5,
+    proposal: str | tuple[float, float] | Proposal = "symmetric",
+    num_groups: int | None = None,
+    *,
+    scheme: str = "systematic",
+    every: int | None = None,
+    window: tuple[float, float] | None = None,
+    partial_fraction: float | None = None,
+    final_resampling: bool = False,
+    save: Iterable[str] = (),
+    progress: bool | None = None,
+    check: bool = True,
+    warn: bool = True,
+) -> Steered:
+    """Sample a target with weighted, resampled particles.
+
+    Args:
+      key: a typed key.
+      target: from :func:`temper`, :func:`product`, :func:`guide`, :func:`tilt`, or a model.
+      times: increasing times; particles run from the last to the first.
+      num_particles: per group.
+      ess_threshold: resample at the start of a step where the effective sample size is below this fraction of the
+        particles; 0 never, above 1 always.
+      proposal: ``symmetric``, ``feynman_kac``, a pair (c_a, c_b), or an object; see :mod:`rnejax.control.proposals`.
+      num_groups: independent runs at once, whose spread is the standard error.
+      scheme: ``multinomial``, ``stratified``, ``systematic`` or ``residual``.
+      every: resample every so many steps instead of by effective sample size.
+      window: resample only in steps that begin at a time inside [low, high].
+      partial_fraction: let only the particles of the most extreme weights take part.
+      final_resampling: resample at the end, so that particles come out equally weighted.
+      save: of ``ancestors``, ``log_weights``, ``log_increments``, ``particles``: what to keep of every step.
+      progress: a bar; by default on a terminal only.
+      check: raise on NaN or infinite weights (outside jit); ``info.fault`` tells inside.
+      warn: warn in plain words where the result should not be trusted (outside jit).
+
+    ``log_normalizer`` estimates, in nats with respect to Lebesgue measure in the user's coordinates: for temper, product
+    and guide log of the integral of prod_i p_{i,t_min}^{beta_i}; for tilt(exact=True) log E[e^r] under the law that the
+    model *generates* on this grid; for both together log of the integral of p^beta e^r.
+
+    Costs one network evaluation per model, particle and step, and one more at the end where the auxiliary kernel looks at
+    the last state (exponents that do not sum to 1). Gradients of rewards at x0 cost a backward pass each.
+
+    Raises:
+      ValueError: for unsuitable times, exponents whose sum is not positive, unknown names.
+      SMCError: for weights that are NaN, +inf, or all zero, naming the step, the time, and whether the network or the
+        reward was at fault.
+    """
+    target = as_target(target)
+    for model in target.models:
+        times = check_times(model, times)
+    chosen = get_proposal(proposal)
+    exponents, strengths = target.exponents_at(times), target.strengths_at(times)
+    check_exponents(exponents, times)
+    process = target.process
+    top, bottom = process.level(times[-1]), process.level(times[0])
+    problem = Steer(
+        models=target.models,
+        rewards=tuple(reward.without_schedule() for reward in target.rewards),
+        initial=initial_law(target.models, top, exponents[-1]),
+        top=top,
+        exponents=jnp.asarray(exponents[-1], jnp.result_type(float)),
+        proposal=chosen,
+    )
+    evaluate_last = chosen.needs_auxiliary(exponents.sum(axis=1))
+    arrival_times = np.concatenate([times[-1:], times[::-1][1:]])
+    result = run(
+        key,
+        problem,
+        control_steps(process, times, exponents, strengths, evaluate_last),
+        num_particles=num_particles,
+        num_groups=num_groups,
+        resampling=Resampling(
+            scheme=scheme,
+            ess_threshold=ess_threshold,
+            every=every,
+            window=steps_in_window(window, times),
+            partial=partial_fraction,
+            final=final_resampling,
+        ),
+        save=save,
+        progress=progress,
+        check=False,
+    )
+    steered = summarise(result, problem, bottom, exponents[0].sum(), arrival_times)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(steered)):
+        if check:
+            raise_on_fault(
+                steered, num_particles=num_particles, num_steps=len(times), describe=_describe(result.info.aux, arrival_times)
+            )
+        if warn:
+            for message in diagnose(steered):
+                warnings.warn(message, SteeringWarning, stacklevel=2)
+    return steered
+
+
+class SteeringWarning(UserWarning):
+    """A result that should not be trusted, and why."""
+
+
+def summarise(result: Any, problem: Steer, bottom: NoiseLevel, total_exponent: float, times: np.ndarray) -> Steered:
+    """The run in the user's coordinates and without its first iteration, which moves nothing."""
+    model = problem.models[0]
+    subspace = model.process.subspace
+    state: Particle = result.state
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[result.log_weights.ndim :]), state)
+    log_dets = jax.vmap(lambda x: model.transform.log_det(x, subspace))(flat.x)
+    log_densities = jax.vmap(
+        lambda x, excesses: jax.vmap(lambda excess: to_user_log_density(model, bottom, x, excess))(excesses)
+    )(flat.x, flat.excess_log_densities.value)
+    # prod p_i^beta_i in the user's coordinates is |dy/dx|^(1 - bar) times that in the network's, per volume dy.
+    correction = ((1 - total_exponent) * log_dets).reshape(result.log_weights.shape)
+    log_weights = result.log_weights + correction
+    gained = log_mean_exp(log_weights)
+    log_normalizer = result.log_normalizer + gained
+    info = result.info
+    by_step = {name: getattr(info, name)[..., 1:] for name in ("ess", "resampled", "unique_ancestors")}
+    increments = info.log_normalizer_increments
+    axis = result.log_normalizer.ndim
+    fault = info.fault
+    return Steered(
+        particles=result.particles,
+        log_weights=log_weights - gained[..., None],
+        log_normalizer=log_normalizer,
+        log_densities=log_densities.reshape(*result.log_weights.shape, -1),
+        info=SteerInfo(
+            time=jnp.asarray(times[1:], increments.dtype),
+            log_normalizer_increments=increments[..., 1:],
+            eve=info.eve,
+            fault=fault,
+            saved=jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 1, None, axis=axis), info.saved),
+            **by_step,
+        ),
+        standard_error=_relative_error(log_normalizer),
+    )
+
+
+def steps_in_window(window: tuple[float, float] | None, times: np.ndarray) -> tuple[int, int]:
+    """The iterations that begin at a time inside the window; never the first, which moves nothing.
+
+    Raises:
+      ValueError: for a window that no step begins in.
+    """
+    if window is None:
+        return 1, len(times)
+    low, high = window
+    begins = times[::-1][:-1]  # iteration k = 1, ..., n begins at begins[k - 1]
+    inside = np.flatnonzero((begins >= low) & (begins <= high))
+    if inside.size == 0:
+        raise ValueError(f"no step begins at a time in the window [{low:g}, {high:g}]; times span [{times[0]:g}, {times[-1]:g}]")
+    return int(inside[0]) + 1, int(inside[-1]) + 2
+
+
+def _relative_error(log_normalizer: Array) -> Array:
+    """sd(Z_g) / (mean(Z_g) sqrt(G)) over the groups: the standard error of the log of their mean."""
+    if log_normalizer.ndim == 0 or len(log_normalizer) == 1:
+        return jnp.full((), jnp.nan, log_normalizer.dtype)
+    relative = jnp.exp(log_normalizer - log_mean_exp(log_normalizer))
+    return jnp.std(relative, ddof=1) / np.sqrt(len(log_normalizer))
+
+
+def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:
+    """Words for a faulty step: its time, and who returned what is not a number."""
+    network_finite, reward_nan = np.asarray(aux["network_finite"]), np.asarray(aux["reward_nan"])
+
+    def describe(step: int) -> str:
+        culprits = [f"model {i} returned NaN or infinity" for i in np.flatnonzero(~network_finite[step])]
+        if reward_nan[step]:
+            culprits.append("a reward returned NaN")
+        return ": ".join([f"t = {times[step]:.6g}", " and ".join(culprits)]) if culprits else f"t = {times[step]:.6g}"
+
+    return describe
+
+
+# ------------------------------------------------------------------------------------ the Feynman-Kac problem of a target
+
+
+class Particle(NamedTuple):
+    """A state and everything that is known about it: gathered whole when particles are resampled."""
+
+    x: Array
+    evaluations: tuple[Evaluation, ...]
+    rewards: Array  # (j,)
+    exact_gradient: Array
+    gradient: Array
+    log_reference: Array
+    excess_log_densities: CompensatedSum  # (m,)
+
+
+class ControlStep(NamedTuple):
+    """One iteration: move from t to s, then look at the state at s. The first only looks, at t_max."""
+
+    transition: GaussianTransition
+    level: NoiseLevel  # where the state is looked at
+    exponents_s: Array
+    exponents_t: Array
+    strengths_s: Array
+    strengths_t: Array
+    is_first: Array
+    is_last: Array
+    evaluate: Array
+
+
+def control_steps(
+    process: Any, times: np.ndarray, exponents: np.ndarray, strengths: np.ndarray, evaluate_last: bool
+) -> ControlStep:
+    """The n + 1 iterations of a grid with n steps, in order of execution."""
+    n = len(times) - 1
+    steps = transitions(process, times)
+    at_s = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:1], leaf]), steps)  # the first iteration moves nothing
+    levels = jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), process.level(times))
+
+    def by_step(values: np.ndarray) -> tuple[Array, Array]:
+        values = jnp.asarray(values[::-1], jnp.result_type(float))
+        return values, jnp.concatenate([values[:1], values[:-1]])
+
+    exponents_s, exponents_t = by_step(exponents)
+    strengths_s, strengths_t = by_step(strengths)
+    index = np.arange(n + 1)
+    return ControlStep(
+        transition=at_s,
+        level=levels,
+        exponents_s=exponents_s,
+        exponents_t=exponents_t,
+        strengths_s=strengths_s,
+        strengths_t=strengths_t,
+        is_first=jnp.asarray(index == 0),
+        is_last=jnp.asarray(index == n),
+        evaluate=jnp.asarray((index < n) | evaluate_last),
+    )
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["models", "rewards", "initial", "top", "exponents"],
+    meta_fields=["proposal"],
+)
+@dataclass(frozen=True)
+class Steer:
+    """Move by A, weigh by the target over the proposal."""
+
+    models: tuple[DiffusionModel, ...]
+    rewards: tuple[Reward, ...]
+    initial: Gaussian
+    top: NoiseLevel
+    exponents: Array  # at t_max
+    proposal: Proposal
+
+    def init(self, key: Array, num_particles: int) -> tuple[Particle, Array]:
+        x = jax.vmap(self.initial.sample)(jax.random.split(key, num_particles))
+
+        def start(x: Array) -> tuple[Array, Array, Array]:
+            ref = reference(self.top, x.shape, self.models[0].process.subspace)
+            excess = jnp.stack([prior_excess(model.prior_at(self.top), model, self.top, x) for model in self.models])
+            log_reference = ref.log_prob(x)
+            log_weight = (
+                jnp.sum(self.exponents * excess) + jnp.sum(self.exponents) * log_reference - self.initial.log_prob(x)
+            )
+            return log_reference, excess, log_weight
+
+        log_reference, excess, log_weights = jax.vmap(start)(x)
+        nothing = jnp.zeros_like(x)
+        particles = Particle(
+            x=x,
+            evaluations=self._no_evaluations(x),
+            rewards=jnp.zeros((num_particles, len(self.rewards)), x.dtype),
+            exact_gradient=nothing,
+            gradient=nothing,
+            log_reference=log_reference,
+            excess_log_densities=CompensatedSum.of(excess),
+        )
+        return particles, log_weights
+
+    def step(self, key: Array, particles: Particle, step: ControlStep) -> tuple[Particle, Array, dict[str, Array]]:
+        key_move, key_look = jax.random.split(key)
+        n = len(particles.x)
+
+        def move() -> Array:
+            propose = jax.vmap(lambda key, particle: self._proposal_kernel(step, particle).sample(key))
+            return propose(jax.random.split(key_move, n), particles)
+
+        x = jax.lax.cond(step.is_first, lambda: particles.x, move)
+        evaluations, rewards, exact_gradient, gradient = self.look(key_look, x, step)
+        log_reference = jax.vmap(
+            lambda x: reference(step.level, x.shape, self.models[0].process.subspace).log_prob(x)
+        )(x)
+        arrived = Particle(
+            x, evaluations, rewards, exact_gradient, gradient, log_reference, particles.excess_log_densities
+        )
+        increments, excess_increments = jax.vmap(partial(self._weigh, step))(particles, arrived)
+        tilts = jax.vmap(lambda particle: self._local(particle, step.exponents_s, step.strengths_s).tilt)(arrived)
+        increments = jnp.where(step.is_first, tilts, increments)
+        excess_increments = jnp.where(step.is_first, 0.0, excess_increments)
+        arrived = arrived._replace(excess_log_densities=particles.excess_log_densities.add(excess_increments))
+        finite = [jnp.all(jnp.isfinite(evaluation.excess)) for evaluation in evaluations]
+        return arrived, increments, {"network_finite": jnp.stack(finite), "reward_nan": jnp.any(jnp.isnan(rewards))}
+
+    def position(self, particles: Particle) -> Array:
+        return jax.vmap(self.models[0].transform.to_data)(particles.x)
+
+    # -- looking at states: the only place where networks and rewards are called ---------------------------------------
+
+    def look(
+        self, key: Array, x: Array, step: ControlStep
+    ) -> tuple[tuple[Evaluation, ...], Array, Array, Array]:
+        """Evaluations, rewards, and gradients of the exact and of the other tilt, of a batch of states."""
+        return jax.lax.cond(
+            step.evaluate,
+            lambda: self._look(lambda x: self._evaluate(key, x, step.level), x, step),
+            lambda: self._look(self._no_evaluations, x, step),
+        )
+
+    def _evaluate(self, key: Array, x: Array, level: NoiseLevel) -> tuple[Evaluation, ...]:
+        keys = jax.random.split(key, len(self.models))
+        return tuple(model.evaluate(k, x, level) for k, model in zip(keys, self.models, strict=True))
+
+    def _no_evaluations(self, x: Array) -> tuple[Evaluation, ...]:
+        """Placeholders of the right structure, for states that nobody looks at."""
+        shapes = jax.eval_shape(lambda x: self._evaluate(jax.random.key(0), x, self.top), x)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def _look(
+        self, evaluate: Any, x: Array, step: ControlStep
+    ) -> tuple[tuple[Evaluation, ...], Array, Array, Array]:
+        through_network = any(reward.gradient and reward.at == "x0" for reward in self.rewards)
+        known = None if through_network else evaluate(x)
+
+        def tilts(x: Array) -> tuple[tuple[Array, Array], tuple[tuple[Evaluation, ...], dict[int, Array]]]:
+            """The exact tilt and the other one, of the rewards that have gradients; all else on the side."""
+            evaluations = evaluate(x) if known is None else known
+            values = {i: self._reward(r, x, evaluations, step) for i, r in enumerate(self.rewards) if r.gradient}
+            zero = jnp.zeros(len(x), x.dtype)
+            parts = {True: zero, False: zero}
+            for i, value in values.items():
+                parts[self.rewards[i].exact] += step.strengths_s[i] * value
+            return (parts[True], parts[False]), (evaluations, values)
+
+        with_gradient = [reward for reward in self.rewards if reward.gradient]
+        if with_gradient:
+            _, pullback, (evaluations, values) = jax.vjp(tilts, x, has_aux=True)
+            zero, one = jnp.zeros(len(x), x.dtype), jnp.ones(len(x), x.dtype)
+            project = jax.vmap(self.models[0].process.subspace.project)
+            exact_gradient = project(pullback((one, zero))[0])
+            gradient = project(pullback((zero, one))[0])
+        else:
+            evaluations, values = known, {}
+            exact_gradient = gradient = jnp.zeros_like(x)
+        for i, reward in enumerate(self.rewards):
+            if not reward.gradient:
+                values[i] = self._reward(reward, x, evaluations, step)
+        ordered = [values[i] for i in range(len(self.rewards))]
+        rewards = jnp.stack(ordered, axis=1) if ordered else jnp.zeros((len(x), 0), x.dtype)
+        return evaluations, rewards, exact_gradient, gradient
+
+    def _reward(self, reward: Reward, x: Array, evaluations: tuple[Evaluation, ...], step: ControlStep) -> Array:
+        if reward.at == "x0":
+            weights = step.exponents_s / jnp.sum(step.exponents_s)
+            excess = sum(w * evaluation.excess for w, evaluation in zip(weights, evaluations, strict=True))
+            # The target is tilted by the reward of the state itself.
+            x = jnp.where(step.is_last, x, step.level.denoised(x, excess))
+        return reward.values(jax.vmap(self.models[0].transform.to_data)(x))
+
+    # -- one particle -------------------------------------------------------------------------------------------------
+
+    def _local(self, particle: Particle, exponents: Array, strengths: Array) -> Local:
+        return Local(
+            x=particle.x,
+            evaluations=particle.evaluations,
+            exponents=exponents,
+            rewards=particle.rewards,
+            strengths=strengths,
+            exact_gradient=particle.exact_gradient,
+            gradient=particle.gradient,
+        )
+
+    def _kernels(self, step: ControlStep, particle: Particle) -> tuple[Gaussian, ...]:
+        pairs = zip(self.models, particle.evaluations, strict=True)
+        return tuple(model.kernel(step.transition, particle.x, evaluation) for model, evaluation in pairs)
+
+    def _proposal_kernel(self, step: ControlStep, particle: Particle) -> Kernel:
+        at_t = self._local(particle, step.exponents_t, step.strengths_t)
+        return self.proposal.reverse(step.transition, at_t, self._bar(step), self._kernels(step, particle))
+
+    @staticmethod
+    def _bar(step: ControlStep) -> Array:
+        """The sum of exponents that A and B agree on: both ends count alike."""
+        return 0.5 * (jnp.sum(step.exponents_s) + jnp.sum(step.exponents_t))
+
+    def _weigh(self, step: ControlStep, left: Particle, arrived: Particle) -> tuple[Array, Array]:
+        """Log-weight of the step, and the increments of every model's log-density relative to the reference."""
+        transition, x_t, x_s = step.transition, left.x, arrived.x
+        at_t = self._local(left, step.exponents_t, step.strengths_t)
+        at_s = self._local(arrived, step.exponents_s, step.strengths_s)
+        excess_increments = jnp.stack(
+            [exact(m, transition, x_s, x_t, e) for m, e in zip(self.models, left.evaluations, strict=True)]
+        )
+        if hasattr(self.proposal, "log_increment"):
+            return self.proposal.log_increment(transition, at_t, at_s), excess_increments
+        bar_s, bar_t = jnp.sum(step.exponents_s), jnp.sum(step.exponents_t)
+        change = step.exponents_s - step.exponents_t
+        excess = left.excess_log_densities.value + excess_increments
+        models = jnp.sum(step.exponents_t * excess_increments + jnp.where(change == 0, 0.0, change * excess))
+        references = (bar_t - 1) * (arrived.log_reference - left.log_reference) + (
+            bar_s - bar_t
+        ) * arrived.log_reference
+        proposal = self._proposal_kernel(step, left)
+        moves = log_ratio(transition.reference_reverse(x_t), proposal, x_s) + log_ratio(
+            self.proposal.forward(transition, at_s, self._bar(step)), transition.forward(x_s), x_t
+        )
+        # A reward of -inf at t has left the particle without weight, and nothing later gives it any.
+        tilt = jnp.where(at_t.tilt == -jnp.inf, -jnp.inf, at_s.tilt - at_t.tilt)
+        return models + references + moves + tilt, excess_increments
+
+
+def log_ratio(numerator: Kernel, denominator: Kernel, x: Array) -> Array:
+    """log p(x) - log q(x), without cancellation where both are Gaussian."""
+    if isinstance(numerator, Gaussian) and isinstance(denominator, Gaussian):
+        return numerator.log_ratio(denominator, x)
+    return numerator.log_prob(x) - denominator.log_prob(x)
+
+
+# --------------------------------------------------------------------------------------------------- start and checks
+
+
+def initial_law(models: tuple[DiffusionModel, ...], top: NoiseLevel, exponents: np.ndarray) -> Gaussian:
+    """pi_init proportional to prod_i prior_i^{beta_i}; where priors are not all isotropic or diagonal Gaussians, the
+    reference's power, which the initial weights then correct.
+
+    Raises:
+      ValueError: where the product has no positive precision.
+    """
+    priors = [model.prior_at(top) for model in models]
+    if not all(isinstance(prior, Gaussian) and prior.basis is None for prior in priors):
+        shape, subspace = models[0].shape, models[0].process.subspace
+        priors = [reference(top, shape, subspace)] * len(models)
+    precisions = [1 / (prior.variance * (1 + jnp.asarray(prior.excess))) for prior in priors]
+    betas = jnp.asarray(exponents, jnp.result_type(float))
+    precision = sum(beta * p for beta, p in zip(betas, precisions, strict=True))
+    if not isinstance(precision, jax.core.Tracer) and not bool(jnp.all(precision > 0)):
+        raise ValueError(
+            f"the product of priors^exponents has no positive precision at t_max: exponents {np.asarray(exponents)} give "
+            f"{float(jnp.min(precision)):.3g}; their weighted sum must be positive"
+        )
+    mean = sum(beta * p * prior.mean for beta, p, prior in zip(betas, precisions, priors, strict=True)) / precision
+    zeros = jnp.zeros_like(mean)
+    one = jnp.ones((), mean.dtype)
+    if jnp.ndim(precision) == 0:
+        return Gaussian(zeros, mean, 1 / precision, subspace=priors[0].subspace)
+    return Gaussian(zeros, mean, one, 1 / precision - 1, subspace=priors[0].subspace)
+
+
+def check_exponents(exponents: np.ndarray, times: np.ndarray) -> None:
+    """Raises ValueError where the exponents' sum is not positive: no such target is integrable, no proposal exists."""
+    totals = exponents.sum(axis=1)
+    if not (totals > 0).all():
+        k = int(np.flatnonzero(~(totals > 0))[0])
+        raise ValueError(f"exponents must have a positive sum at all times, got {exponents[k]} (sum {totals[k]:g}) at t = {times[k]:g}")

@@ -1,0 +1,217 @@
+r"""What to sample instead: a target path q_t proportional to prod_i p_{i,t}(x)^{beta_{i,t}} exp(sum_j lambda_{j,t} r_j(x)).
+
+Annealing is one model with an exponent, composition several models, classifier-free guidance two models with exponents
+(1 - w, w), reward tilting one model and a reward. They are all one :class:`Target`, and targets compose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..kernels import Array
+from ..model import DiffusionModel
+from .rewards import Reward
+
+Schedule = Callable[[Any], Any]
+Exponent = float | Schedule
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["models", "rewards"],
+    meta_fields=["exponents"],
+)
+@dataclass(frozen=True)
+class Target:
+    """A path of unnormalised densities.
+
+    Attributes:
+      models: diffusion models that share one noising process, shape and transform.
+      exponents: one per model: a number, or a function of time.
+      rewards: rewards with their schedules and schemes.
+    """
+
+    models: tuple[DiffusionModel, ...]
+    exponents: tuple[Exponent, ...]
+    rewards: tuple[Reward, ...] = ()
+
+    @property
+    def process(self) -> Any:
+        return self.models[0].process
+
+    def exponents_at(self, times: np.ndarray) -> np.ndarray:
+        """Exponents at every time: (len(times), number of models).
+
+        Raises:
+          ValueError: where a schedule returns something that is not a finite number per time.
+        """
+        columns = [_evaluate_schedule(beta, times, f"the exponent of model {i}") for i, beta in enumerate(self.exponents)]
+        return np.stack(columns, axis=1)
+
+    def strengths_at(self, times: np.ndarray) -> np.ndarray:
+        """Reward strengths at every time: (len(times), number of rewards)."""
+        columns = [reward.strengths_at(self.process, times) for reward in self.rewards]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(times), 0))
+
+
+def as_target(model_or_target: DiffusionModel | Target) -> Target:
+    """A model as a target with exponent 1; a target as it is.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    if isinstance(model_or_target, Target):
+        return model_or_target
+    if isinstance(model_or_target, DiffusionModel):
+        return Target((model_or_target,), (1.0,))
+    raise TypeError(f"expected a DiffusionModel or a Target, got {type(model_or_target).__name__}")
+
+
+def temper(model_or_target: DiffusionModel | Target, beta: Exponent) -> Target:
+    """q^beta: annealing to the temperature 1 / beta of the model's.
+
+    Args:
+      model_or_target: the base. Of a target, every exponent and every reward is multiplied by beta.
+      beta: a number, or a function of time.
+
+    Raises:
+      ValueError: if the base has a reward of the exact scheme, which is exact for exponent 1 only.
+    """
+    base = as_target(model_or_target)
+    if any(reward.exact for reward in base.rewards):
+        raise ValueError("cannot temper a tilt(exact=True), which is exact for exponent 1 only; use tilt(..., exact=False)")
+    exponents = tuple(_multiply(beta, own) for own in base.exponents)
+    rewards = tuple(replace(reward, factors=(*reward.factors, beta)) for reward in base.rewards)
+    return Target(base.models, exponents, rewards)
+
+
+def product(
+    models_or_targets: Sequence[DiffusionModel | Target], exponents: Sequence[Exponent] | None = None
+) -> Target:
+    """prod_i q_i^{beta_i}: composition.
+
+    Args:
+      models_or_targets: on one noising process, of one shape.
+      exponents: one per factor, 1 by default; negative ones divide. Their sum must be positive.
+
+    Raises:
+      ValueError: for no factors, exponents that do not match them, or factors on different processes, shapes or
+        transforms.
+    """
+    factors = list(models_or_targets)
+    if not factors:
+        raise ValueError("a product needs at least one model")
+    exponents = [1.0] * len(factors) if exponents is None else list(exponents)
+    if len(exponents) != len(factors):
+        raise ValueError(f"exponents must match models: got {len(exponents)} exponents for {len(factors)} models")
+    parts = [_power(as_target(factor), beta) for factor, beta in zip(factors, exponents, strict=True)]
+    models = tuple(model for part in parts for model in part.models)
+    first = models[0]
+    for i, model in enumerate(models[1:], start=1):
+        for attribute in ("process", "shape", "transform"):
+            ours, theirs = getattr(first, attribute), getattr(model, attribute)
+            if ours != theirs:
+                raise ValueError(f"models of a target must share one {attribute}: model 0 has {ours}, model {i} has {theirs}")
+    return Target(
+        models,
+        tuple(beta for part in parts for beta in part.exponents),
+        tuple(reward for part in parts for reward in part.rewards),
+    )
+
+
+def guide(
+    unconditional: DiffusionModel | Target, conditional: DiffusionModel | Target, scale: Exponent = 2.0
+) -> Target:
+    """p_u^{1 - w} p_c^w: what classifier-free guidance with scale w means to sample, and does not (Ho and Salimans 2022).
+
+    ``scale`` is a number or a function of time; 1 is the conditional model itself.
+    """
+    complement = (lambda t: 1.0 - scale(t)) if callable(scale) else 1.0 - scale
+    return product([unconditional, conditional], [complement, scale])
+
+
+def tilt(
+    model_or_target: DiffusionModel | Target,
+    reward: Callable[[Array], Array],
+    schedule: Schedule | None = None,
+    exact: bool = True,
+    *,
+    at: str = "x",
+    gradient: bool | None = None,
+    host: bool = False,
+    scale: float = 1.0,
+) -> Target:
+    """q exp(r): reward tilting.
+
+    Args:
+      model_or_target: the base.
+      reward: ``reward(x)`` on one example in the user's coordinates, a scalar in nats; -inf forbids. With ``host=True`` a
+        numpy function of a batch, (n, *shape) -> (n,), called back on the host.
+      schedule: its strength lambda(t), a function of time that is 1 at t_min. Default: the fraction of the reference's
+        variance that is signal, alpha_t^2 data_std^2 / V_t, normalised to 1 at t_min.
+      exact: True: the law *generated* by the model times exp(r), exactly, for any error of the network and any step
+        (auxiliary kernel = noising kernel). False: lower variance, exact only as far as noising and denoising agree.
+      at: where intermediate rewards are evaluated: ``x`` (the noisy state) or ``x0`` (the predicted clean state). At t_min
+        it is always the state itself.
+      gradient: let the proposal follow the reward's gradient. Default: yes, but not for a host reward.
+      host: the reward is a numpy function.
+      scale: multiplies the reward.
+
+    Raises:
+      ValueError: for ``exact=True`` on anything but one model with exponent 1, an unknown ``at``, or the gradient of a host
+        reward.
+    """
+    base = as_target(model_or_target)
+    if exact and not (len(base.models) == 1 and not callable(base.exponents[0]) and base.exponents[0] == 1):
+        raise ValueError(
+            f"tilt(exact=True) is exact for one model with exponent 1, but this target has exponents "
+            f"{base.exponents}; use exact=False"
+        )
+    added = Reward.of(
+        reward,
+        schedule=schedule,
+        exact=exact,
+        at=at,
+        gradient=(not host) if gradient is None else gradient,
+        host=host,
+        factors=(float(scale),),
+    )
+    return replace(base, rewards=(*base.rewards, added))
+
+
+def _power(base: Target, beta: Exponent) -> Target:
+    is_one = not callable(beta) and float(beta) == 1.0
+    return base if is_one else temper(base, beta)
+
+
+def _multiply(first: Exponent, second: Exponent) -> Exponent:
+    if not callable(first) and not callable(second):
+        return float(first) * float(second)
+    return _Product(first, second)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product of schedules, equal to another of equal factors (so that it does not recompile)."""
+
+    first: Exponent
+    second: Exponent
+
+    def __call__(self, t: Any) -> Any:
+        value = self.first(t) if callable(self.first) else self.first
+        return value * (self.second(t) if callable(self.second) else self.second)
+
+
+def _evaluate_schedule(schedule: Exponent, times: np.ndarray, name: str) -> np.ndarray:
+    if not callable(schedule):
+        return np.full(len(times), float(schedule))
+    values = np.asarray([np.asarray(schedule(t), np.float64) for t in times])
+    if values.shape != times.shape or not np.isfinite(values).all():
+        raise ValueError(f"{name} must be one finite number at every time, got {values} (shape {values.shape})")
+    return values

@@ -1,0 +1,207 @@
+r"""The covariance of the reverse kernel: the choice that decides the accuracy of everything else.
+
+Exactly, Cov[x_0 | x_t] = (sigma_t^2 / alpha_t) dD/dx_t with the denoiser D. Each choice below is one way to know it;
+all are kept relative to the Gaussian reference, as Cov[x_0 | x_t] - Cov_ref[x_0 | x_t] (the *spread*), because
+
+    d(excess)/dx = dD/dx - dD_ref/dx   gives it directly, without subtraction.
+
+=========== ============================================================ ====================
+choice       Cov[x_0 given x_t]                                            cost per step
+=========== ============================================================ ====================
+euler        none: drift and diffusion frozen at t (Euler-Maruyama)        1 evaluation
+reference    that of the Gaussian reference                                1
+analytic     E|x_0 - D|^2 / d times I, tabulated (``rnejax.calibrate``)    1
+hutchinson   (sigma^2/alpha) tr(dD/dx) / d times I, one Rademacher probe   1 and a JVP
+diagonal     the diagonal of (sigma^2/alpha) dD/dx                         1 and d JVPs
+full         all of it, symmetrised and made positive semi-definite        1 and d JVPs
+=========== ============================================================ ====================
+
+Where alpha_t = 0 the Jacobian of the denoiser says nothing about its covariance (D does not depend on x_t there), and
+the choices that need it fall back to the reference.
+
+Sources: Bao et al. 2022 (Analytic-DPM); mathematics.md, section 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from .kernels import Array, FullSpace, Subspace
+from .processes import NoiseLevel
+
+
+class Evaluation(NamedTuple):
+    """What a model says of a batch of states at one noise level; every leaf has the batch as its leading axis.
+
+    Attributes:
+      excess: denoiser minus the reference's denoiser, (n, *shape).
+      spread: eigenvalues of Cov[x_0 | x_t] - Cov_ref[x_0 | x_t]: (n,), (n, *shape) or, with a basis, (n, d).
+      basis: eigenvectors (n, d, d), or None.
+    """
+
+    excess: Array
+    spread: Array
+    basis: Array | None = None
+
+
+ExcessFn = Callable[[Array], Array]
+
+
+class Covariance(Protocol):
+    """A choice of Cov[x_0 | x_t]. ``excess_fn`` maps a batch of states to the batch of excesses, row by row."""
+
+    euler: bool
+
+    def __call__(
+        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
+    ) -> Evaluation: ...
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Reference:
+    """The reference's posterior covariance: exact for data that are the reference."""
+
+    euler: bool = False
+
+    def __call__(
+        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
+    ) -> Evaluation:
+        return Evaluation(excess_fn(x), jnp.zeros(len(x), x.dtype))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Euler(Reference):
+    """Euler-Maruyama: not a covariance of x_0 but another kernel, kept for comparison with the papers."""
+
+    euler: bool = True
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["log_snr", "ratio"], meta_fields=["euler"])
+@dataclass(frozen=True)
+class Analytic:
+    """The denoising loss per dimension, tabulated over log-SNR as a ratio to the reference's. Built by ``calibrate``.
+
+    Attributes:
+      log_snr: increasing, (k,).
+      ratio: E|x_0 - D(x_t, t)|^2 / (d Cov_ref[x_0 | x_t]) at these, (k,); interpolated linearly, constant outside.
+    """
+
+    log_snr: Array
+    ratio: Array
+    euler: bool = False
+
+    def __call__(
+        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
+    ) -> Evaluation:
+        ratio = jnp.interp(level.log_snr, self.log_snr, self.ratio).astype(x.dtype)
+        spread = (ratio - 1) * level.reference_posterior_variance
+        return Evaluation(excess_fn(x), jnp.broadcast_to(spread, len(x)))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Hutchinson:
+    """tr(dD/dx) / d from one Rademacher probe per state, clipped to [0, sigma^2 / alpha^2].
+
+    The draw belongs to the state: the model's kernel and the proposal that moves it must share it, or exactness is lost.
+    """
+
+    euler: bool = False
+
+    def __call__(
+        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
+    ) -> Evaluation:
+        probe = jax.vmap(subspace.project)(jax.random.rademacher(key, x.shape, x.dtype))
+        excess, directional = jax.jvp(excess_fn, (x,), (probe,))
+        trace = jnp.sum((probe * directional).reshape(len(x), -1), axis=-1)
+        spread = _from_jacobian(trace / subspace.dimension(x.shape[1:]), level)
+        reference = level.reference_posterior_variance
+        return Evaluation(excess, jnp.clip(spread, -reference, level.sigma**2 / level.alpha**2 - reference))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Diagonal:
+    """The diagonal of (sigma^2 / alpha) dD/dx from d JVPs, made non-negative."""
+
+    euler: bool = False
+
+    def __call__(
+        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
+    ) -> Evaluation:
+        if not isinstance(subspace, FullSpace):
+            raise ValueError(f"a diagonal covariance has no meaning on {subspace}; use 'full', 'hutchinson' or 'analytic'")
+        excess, jacobian = _jacobian(excess_fn, x)
+        diagonal = jnp.diagonal(jacobian, axis1=-2, axis2=-1).reshape(x.shape)
+        return Evaluation(excess, jnp.maximum(_from_jacobian(diagonal, level), -level.reference_posterior_variance))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Full:
+    """All of (sigma^2 / alpha) dD/dx from d JVPs, symmetrised and projected to positive semi-definite.
+
+    A learned denoiser is no gradient, so its Jacobian need be neither.
+    """
+
+    euler: bool = False
+
+    def __call__(
+        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
+    ) -> Evaluation:
+        excess, jacobian = _jacobian(excess_fn, x)
+        symmetric = 0.5 * (jacobian + jnp.swapaxes(jacobian, -1, -2))
+        if not isinstance(subspace, FullSpace):
+            flat_project = jax.vmap(lambda row: subspace.project(row.reshape(x.shape[1:])).reshape(-1))
+            project_rows = jax.vmap(flat_project)
+            symmetric = jnp.swapaxes(project_rows(jnp.swapaxes(project_rows(symmetric), -1, -2)), -1, -2)
+        spread, basis = jnp.linalg.eigh(_from_jacobian(symmetric, level))
+        return Evaluation(excess, jnp.maximum(spread, -level.reference_posterior_variance), basis)
+
+
+CHOICES = {
+    "euler": Euler(),
+    "reference": Reference(),
+    "hutchinson": Hutchinson(),
+    "diagonal": Diagonal(),
+    "full": Full(),
+}
+
+
+def get_covariance(choice: str | Covariance) -> Covariance:
+    """A covariance by name, or the object itself.
+
+    Raises:
+      ValueError: for a name that is not one of the choices.
+    """
+    if not isinstance(choice, str):
+        return choice
+    if choice == "analytic":
+        raise ValueError("the analytic covariance is a table that has to be measured: model = rnejax.calibrate(key, model, times)")
+    if choice not in CHOICES:
+        raise ValueError(f"unknown covariance {choice!r}; choose one of {', '.join(CHOICES)}, or pass an object")
+    return CHOICES[choice]
+
+
+def _from_jacobian(jacobian: Array, level: NoiseLevel) -> Array:
+    """(sigma^2 / alpha) d(excess)/dx; zero, the reference, where alpha = 0."""
+    has_signal = level.alpha > 0
+    factor = jnp.where(has_signal, level.sigma**2 / jnp.where(has_signal, level.alpha, 1), 0)
+    return factor * jacobian
+
+
+def _jacobian(excess_fn: ExcessFn, x: Array) -> tuple[Array, Array]:
+    """Excesses (n, *shape) and their per-state Jacobians (n, d, d), one JVP of the whole batch per coordinate."""
+    excess, jvp = jax.linearize(excess_fn, x)
+    d = int(x[0].size)
+    directions = jnp.eye(d, dtype=x.dtype).reshape(d, *x.shape[1:])
+    columns = jax.lax.map(lambda e: jvp(jnp.broadcast_to(e, x.shape)).reshape(len(x), d), directions)
+    return excess, jnp.moveaxis(columns, 0, -1)

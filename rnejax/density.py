@@ -1,0 +1,287 @@
+"""Log-densities of what a diffusion model generates: along its samples for free, and at given points.
+
+On any path from x_{t_min} to x_{t_max}
+
+    log p(x_{t_min}) = log prior(x_{t_max}) + sum of RNE increments,
+
+exactly if the reverse kernels are the true ones. On a finite grid they are not, and the number on a generated path is
+unbiased for no finite grid: look at the error against the number of steps. At a given point, exp(.) averaged over
+independent noisings estimates the density of the law *that the reverse chain generates*, without bias for any kernels.
+
+The law is that at t_min, the noise level the grid ends with: p_{t_min} = p_data convolved with noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .increments import ESTIMATORS, get_estimator, transitions
+from .kernels import Array, Gaussian
+from .model import DiffusionModel
+from .processes import GaussianTransition, NoiseLevel
+from .processes.gaussian import reference
+from .processes.grids import validate_times
+from .smc import Resampling, SMCInfo, run
+from .smc.weights import CompensatedSum, log_mean_exp
+
+
+class Samples(NamedTuple):
+    """Generated samples.
+
+    Attributes:
+      x: (num_samples, *shape), in the user's coordinates.
+      log_density: of each, in nats, along its own path: (num_samples,).
+      info: per-step information in order of execution, t_max to t_min; what ``save`` asked for is in ``info.saved``.
+    """
+
+    x: Array
+    log_density: Array
+    info: SMCInfo
+
+
+class LogDensity(NamedTuple):
+    """Log-densities at given points.
+
+    Attributes:
+      log_density: log-mean-exp over the paths, in nats: (n,).
+      standard_error: of log_density by the delta method, (n,); NaN with one path, for one number has no spread.
+      per_path: the estimate of each path, (n, num_paths).
+    """
+
+    log_density: Array
+    standard_error: Array
+    per_path: Array
+
+
+class Walkers(NamedTuple):
+    """States on their way, with their log-density relative to the reference, log p_t(x) - log ref_t(x)."""
+
+    x: Array
+    excess_log_density: CompensatedSum
+
+
+def sample(
+    key: Array,
+    model: DiffusionModel,
+    times: Any,
+    num_samples: int = 1,
+    *,
+    estimator: str | None = None,
+    save: tuple[str, ...] = (),
+    progress: bool | None = None,
+) -> Samples:
+    """Draw from the model by its reverse kernels; log-densities come along for free.
+
+    Args:
+      key: a typed key.
+      model: the model.
+      times: increasing times (``rnejax.time_grid``); generation runs from the last to the first.
+      num_samples: how many.
+      estimator: of the log-densities: ``exact``; with euler covariance also ``reference`` (the default there),
+        ``plain``, ``ito``.
+      save: ``("particles",)`` to keep every state in ``info.saved``; by default nothing grows with the steps.
+      progress: a bar; by default on a terminal only.
+
+    Costs one network evaluation per sample and step.
+
+    Raises:
+      ValueError: for times that do not increase, lie outside the process's domain, or do not suit the prediction type.
+      SMCError: where the network returned NaN or infinity, naming the step and the time.
+    """
+    times = check_times(model, times)
+    problem = Generate(model, model.process.level(times[-1]), model.process.level(times[0]), get_estimator(estimator, model))
+    result = run(
+        key,
+        problem,
+        transitions(model.process, times),
+        num_particles=num_samples,
+        resampling=Resampling(ess_threshold=0.0),
+        save=save,
+        progress=progress,
+        describe=describe_step(times[::-1][1:]),
+    )
+    return Samples(result.particles, problem.log_density(result.state), result.info)
+
+
+def log_density(
+    key: Array,
+    model: DiffusionModel,
+    x: Array,
+    times: Any,
+    num_paths: int = 16,
+    *,
+    estimator: str | None = None,
+    progress: bool | None = None,
+) -> LogDensity:
+    """Log-density of given points under the model, from independent noisings of each.
+
+    Args:
+      key: a typed key.
+      model: the model.
+      x: points in the user's coordinates, with a batch axis: (n, *shape).
+      times: increasing times; the density is that of p_{times[0]}, so x is a state at times[0].
+      num_paths: noisings per point. The average is of densities, so the estimate is consistent and its bias (low, about
+        half the variance of one path over ``num_paths``) falls with their number.
+      estimator: as for :func:`sample`.
+      progress: a bar; by default on a terminal only.
+
+    Costs one network evaluation per point, path and step.
+
+    Raises:
+      ValueError: for points of another shape or not floating, no points, fewer than one path, or unsuitable times.
+      SMCError: where the network returned NaN or infinity.
+    """
+    times = check_times(model, times)
+    x = check_points(model, x)
+    if num_paths < 1:
+        raise ValueError(f"num_paths must be at least 1, got {num_paths}")
+    states = jnp.repeat(jax.vmap(model.transform.to_model)(x), num_paths, axis=0)
+    bottom, top = model.process.level(times[0]), model.process.level(times[-1])
+    problem = Noise(model, states, top, get_estimator(estimator, model))
+    result = run(
+        key,
+        problem,
+        transitions(model.process, times, towards_noise=True),
+        num_particles=len(states),
+        resampling=Resampling(ess_threshold=0.0),
+        progress=progress,
+        describe=describe_step(times[1:]),
+    )
+    per_path = problem.log_density(result.state, bottom).reshape(len(x), num_paths)
+    if num_paths == 1:
+        return LogDensity(per_path[:, 0], jnp.full(len(x), jnp.nan, per_path.dtype), per_path)
+    estimate = log_mean_exp(per_path)
+    relative = jnp.exp(per_path - estimate[:, None])
+    return LogDensity(estimate, jnp.std(relative, axis=1, ddof=1) / np.sqrt(num_paths), per_path)
+
+
+# ---------------------------------------------------------------------------- the two walks, as Feynman-Kac problems
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["model", "top", "bottom"], meta_fields=["estimator"])
+@dataclass(frozen=True)
+class Generate:
+    """From noise to data by the model's reverse kernels; never weighted."""
+
+    model: DiffusionModel
+    top: NoiseLevel
+    bottom: NoiseLevel
+    estimator: str
+
+    def init(self, key: Array, num_particles: int) -> tuple[Walkers, Array]:
+        prior = self.model.prior_at(self.top)
+        x = jax.vmap(prior.sample)(jax.random.split(key, num_particles))
+        start = jax.vmap(partial(prior_excess, prior, self.model, self.top))(x)
+        return Walkers(x, CompensatedSum.of(start)), jnp.zeros(num_particles, x.dtype)
+
+    def step(self, key: Array, walkers: Walkers, step: GaussianTransition) -> tuple[Walkers, Array, None]:
+        key_model, key_move = jax.random.split(key)
+        x_t = walkers.x
+        evaluation = self.model.evaluate(key_model, x_t, step.t)
+
+        def move(key: Array, x_t: Array, evaluation: Any) -> tuple[Array, Array]:
+            x_s = self.model.kernel(step, x_t, evaluation).sample(key)
+            return x_s, ESTIMATORS[self.estimator](self.model, step, x_s, x_t, evaluation)
+
+        x_s, increments = jax.vmap(move)(jax.random.split(key_move, len(x_t)), x_t, evaluation)
+        return Walkers(x_s, walkers.excess_log_density.add(increments)), fault_weight(increments), None
+
+    def position(self, walkers: Walkers) -> Array:
+        return jax.vmap(self.model.transform.to_data)(walkers.x)
+
+    def log_density(self, walkers: Walkers) -> Array:
+        return jax.vmap(partial(to_user_log_density, self.model, self.bottom))(
+            walkers.x, walkers.excess_log_density.value
+        )
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["model", "start", "top"], meta_fields=["estimator"])
+@dataclass(frozen=True)
+class Noise:
+    """From given points to noise by the forward kernels."""
+
+    model: DiffusionModel
+    start: Array
+    top: NoiseLevel
+    estimator: str
+
+    def init(self, key: Array, num_particles: int) -> tuple[Walkers, Array]:
+        zeros = jnp.zeros(num_particles, self.start.dtype)
+        return Walkers(self.start, CompensatedSum.of(zeros)), zeros
+
+    def step(self, key: Array, walkers: Walkers, step: GaussianTransition) -> tuple[Walkers, Array, None]:
+        key_model, key_move = jax.random.split(key)
+        x_s = walkers.x
+        x_t = jax.vmap(lambda key, x: step.forward(x).sample(key))(jax.random.split(key_move, len(x_s)), x_s)
+        evaluation = self.model.evaluate(key_model, x_t, step.t)
+        increments = jax.vmap(partial(ESTIMATORS[self.estimator], self.model, step))(x_s, x_t, evaluation)
+        return Walkers(x_t, walkers.excess_log_density.add(increments)), fault_weight(increments), None
+
+    def position(self, walkers: Walkers) -> Array:
+        return jax.vmap(self.model.transform.to_data)(walkers.x)
+
+    def log_density(self, walkers: Walkers, bottom: NoiseLevel) -> Array:
+        prior = self.model.prior_at(self.top)
+        end = jax.vmap(partial(prior_excess, prior, self.model, self.top))(walkers.x)
+        return jax.vmap(partial(to_user_log_density, self.model, bottom))(
+            self.start, walkers.excess_log_density.add(end).value
+        )
+
+
+# ------------------------------------------------------------------------------------------ shared with rnejax.control
+
+
+def prior_excess(prior: Any, model: DiffusionModel, top: NoiseLevel, x: Array) -> Array:
+    """log prior(x) - log ref_{t_max}(x)."""
+    ref = reference(top, x.shape, model.process.subspace)
+    return prior.log_ratio(ref, x) if isinstance(prior, Gaussian) else prior.log_prob(x) - ref.log_prob(x)
+
+
+def to_user_log_density(model: DiffusionModel, bottom: NoiseLevel, x: Array, excess: Array) -> Array:
+    """log p(y) of y = to_data(x), from log p(x) - log ref_{t_min}(x)."""
+    subspace = model.process.subspace
+    return excess + reference(bottom, x.shape, subspace).log_prob(x) - model.transform.log_det(x, subspace)
+
+
+def fault_weight(increments: Array) -> Array:
+    """Log-weights of paths that are never weighted: 0, or NaN for a path on which the network failed."""
+    return jnp.where(jnp.isfinite(increments), 0.0, jnp.nan).astype(increments.dtype)
+
+
+def check_times(model: DiffusionModel, times: Any) -> np.ndarray:
+    """The times as float64, if they suit the model."""
+    times = validate_times(model.process, times)
+    no_signal = float(model.process.alpha(times[-1])) == 0
+    if no_signal and model.prediction in ("score", "epsilon", "energy"):
+        raise ValueError(
+            f"at t = {times[-1]:g} {type(model.process).__name__} has alpha = 0, where a {model.prediction} says nothing "
+            f"about x_0: end the grid earlier (for example at 0.999) or use an x0, v or velocity prediction"
+        )
+    if no_signal and model.covariance.euler:
+        raise ValueError(f"at t = {times[-1]:g} alpha = 0 and the drift that euler freezes is infinite: end the grid earlier")
+    return times
+
+
+def check_points(model: DiffusionModel, x: Any) -> Array:
+    """Points with a batch axis, of the model's shape and of floating dtype."""
+    x = jnp.asarray(x)
+    if x.ndim != len(model.shape) + 1 or x.shape[1:] != model.shape:
+        hint = "; add a batch axis: x[None]" if x.shape == model.shape else ""
+        raise ValueError(f"x must have shape (n, {', '.join(map(str, model.shape))}), got {x.shape}{hint}")
+    if len(x) == 0:
+        raise ValueError("x holds no points: its batch axis has length 0")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating, got {x.dtype}; dequantise integers and scale them to the model's units first")
+    return x
+
+
+def describe_step(times: np.ndarray) -> Callable[[int], str]:
+    """How an error names a step: by the time it arrives at."""
+    return lambda step: f"arriving at t = {times[step]:.6g}"
