@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 __all__ = ["CompensatedSum", "effective_sample_size", "log_mean_exp", "normalize"]
@@ -62,8 +61,12 @@ class CompensatedSum:
 
 def log_mean_exp(log_weights: Array, axis: int = -1) -> Array:
     """log of the mean weight, log( sum_i exp(lw_i) / n ), in nats; -inf if every weight is zero."""
-    # The 1/n goes inside the logarithm: subtracting log n afterwards would lose the digits of a result near zero.
-    return logsumexp(log_weights, axis=axis, b=1.0 / log_weights.shape[axis])
+    # The mean is taken inside the logarithm: subtracting log n from a logsumexp would lose the digits of a result near
+    # zero, and the mean of equal weights would not be exactly theirs.
+    largest = jax.lax.stop_gradient(jnp.max(log_weights, axis=axis, keepdims=True))
+    scale = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    mean = jnp.mean(jnp.exp(log_weights - scale), axis=axis)
+    return jnp.log(mean) + jnp.squeeze(scale, axis)
 
 
 def normalize(log_weights: Array, axis: int = -1) -> Array:
