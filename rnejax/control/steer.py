@@ -180,11 +180,12 @@ def summarise(result: Any, problem: Steer, bottom: NoiseLevel, total_exponent: f
     model = problem.models[0]
     subspace = model.process.subspace
     state: Particle = result.state
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[result.log_weights.ndim :]), state)
-    log_dets = jax.vmap(lambda x: model.transform.log_det(x, subspace))(flat.x)
+    x = state.x.reshape(-1, *model.shape)
+    excesses = state.excess_log_densities.value.reshape(len(x), -1)
+    log_dets = jax.vmap(lambda x: model.transform.log_det(x, subspace))(x)
     log_densities = jax.vmap(
         lambda x, excesses: jax.vmap(lambda excess: to_user_log_density(model, bottom, x, excess))(excesses)
-    )(flat.x, flat.excess_log_densities.value)
+    )(x, excesses)
     # prod p_i^beta_i in the user's coordinates is |dy/dx|^(1 - bar) times that in the network's, per volume dy.
     correction = ((1 - total_exponent) * log_dets).reshape(result.log_weights.shape)
     log_weights = result.log_weights + correction

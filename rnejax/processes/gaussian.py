@@ -26,8 +26,8 @@ PREDICTIONS = ("score", "x0", "epsilon", "v", "velocity", "energy")
 
 
 def namespace(*times: Any) -> Any:
-    """numpy (float64, on the host) for known times, jax.numpy for traced ones."""
-    return jnp if any(isinstance(t, jax.core.Tracer) for t in times) else np
+    """jax.numpy for jax arrays (traced or not), else numpy in float64 on the host."""
+    return jnp if any(isinstance(t, jax.Array) for t in times) else np
 
 
 def host(t: Any) -> Any:
