@@ -10,6 +10,7 @@ from .control import guide, product, steer, temper, tilt
 from .density import log_density, sample
 from .increments import increment
 from .model import DiffusionModel
+from .persistence import load_model, save_model
 from .processes import time_grid
 from .smc import resample, weighted_mean
 
@@ -24,11 +25,13 @@ __all__ = [
     "increment",
     "increments",
     "kernels",
+    "load_model",
     "log_density",
     "processes",
     "product",
     "resample",
     "sample",
+    "save_model",
     "smc",
     "steer",
     "temper",

@@ -13,7 +13,7 @@ coefficients are computed in float64 on the host where times are known there (th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import jax
@@ -199,6 +199,10 @@ class GaussianProcess:
 
     def sigma_rate(self, t: Any) -> Any:
         raise NotImplementedError
+
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor has to be given to make this process again."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     # -- what everything else uses -----------------------------------------------------------------------------------
 

@@ -111,6 +111,10 @@ class VarianceExploding(GaussianProcess):
     def __init__(self, sigma_min: float = 1e-3, sigma_max: float = 10.0, **options: Any):
         super().__init__(t_min=sigma_min, t_max=sigma_max, **options)
 
+    def arguments(self) -> dict[str, Any]:
+        arguments = super().arguments()
+        return {"sigma_min": arguments.pop("t_min"), "sigma_max": arguments.pop("t_max"), **arguments}
+
     @property
     def sigma_min(self) -> float:
         return self.t_min

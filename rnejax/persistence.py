@@ -1,0 +1,192 @@
+"""Whole models in one file: network, process, prediction, covariance, transform. Safetensors and JSON, never pickle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from . import covariance as covariances
+from . import processes
+from .checkpoint import CheckpointError, load_arrays, load_metadata, save_arrays
+from .kernels import CentreOfMassFree, FullSpace, LinearSubspace
+from .model import NOISE_LEVELS, DiffusionModel
+from .transforms import Affine, Identity
+
+PROCESSES = ("Cosine", "DiscreteVariancePreserving", "RectifiedFlow", "VarianceExploding", "VariancePreserving")
+SUBSPACES: dict[str, Callable[..., Any]] = {"FullSpace": FullSpace, "CentreOfMassFree": CentreOfMassFree}
+
+
+def shipped_models() -> list[str]:
+    """Names that :func:`load_model` knows: the diffusion models that come with the package."""
+    folder = resources.files("rnejax") / "checkpoints"
+    files = sorted(Path(str(folder)).glob("*.safetensors"))
+    return [file.stem for file in files if "diffusion" in load_metadata(file)]
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    model: DiffusionModel,
+    *,
+    network: tuple[str, Mapping[str, Any]] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    dtype: Any = None,
+) -> None:
+    """Write a model to one file.
+
+    Args:
+      path: the file, by convention ending in ``.safetensors``.
+      model: with the reference as its prior.
+      network: (name, arguments) for ``rnejax.networks.build``, so that the file alone is enough. Without it, whoever
+        loads the model has to bring its function.
+      metadata: more to keep, JSON: command, seed, metrics.
+      dtype: store floating-point weights in this type.
+
+    Raises:
+      ValueError: for a part that has no form in a file: a prior or noise level of the user's own, say.
+      OSError: if the file cannot be written.
+    """
+    if model.prior is not None or model._static_prior is not None:
+        raise ValueError("a model with a prior of its own cannot be saved: save it without, and set the prior after loading")
+    if not isinstance(model.noise_level, str):
+        raise ValueError(f"noise_level must be one of {', '.join(NOISE_LEVELS)} to be saved, not a function")
+    kind = type(model.covariance).__name__
+    table = {"log_snr": model.covariance.log_snr, "ratio": model.covariance.ratio} if kind == "Analytic" else {}
+    if not table and covariances.CHOICES.get(kind.lower()) != model.covariance:
+        raise ValueError(f"a covariance of type {kind} cannot be saved; use one of {', '.join(covariances.CHOICES)}")
+    described = {
+        "process": _process_to_json(model.process),
+        "prediction": model.prediction,
+        "covariance": kind.lower(),
+        "shape": list(model.shape),
+        "batched": model.batched,
+        "noise_level": model.noise_level,
+        "transform": _transform_to_json(model.transform),
+    }
+    header = dict(metadata or {}) | {"diffusion": described}
+    if network is not None:
+        header["network"] = {"name": network[0], "arguments": dict(network[1])}
+    arrays = {"params": model.params, "condition": model.condition}
+    tree = {name: value for name, value in arrays.items() if value is not None}
+    if dtype is not None:  # the covariance table is small, and its accuracy is the density's
+        tree = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    save_arrays(path, tree | ({"covariance": table} if table else {}), header)
+
+
+def load_model(name_or_path: str | os.PathLike[str], fn: Callable[..., Any] | None = None) -> DiffusionModel:
+    """Read a model.
+
+    Args:
+      name_or_path: the name of a shipped model, or a file that :func:`save_model` wrote.
+      fn: the network's function ``fn(params, x, t, condition)``, where the file does not say how to build it.
+
+    Raises:
+      FileNotFoundError: if there is neither; the message lists the shipped models.
+      CheckpointError: if the file is truncated, no model, of a network that does not exist here or has another
+        architecture, or needs ``fn``.
+    """
+    path = _find(name_or_path)
+    header = load_metadata(path)
+    described = header.get("diffusion")
+    if not isinstance(described, dict):
+        raise CheckpointError(f"{path} holds no diffusion model: its header has no entry 'diffusion'")
+    arrays, _ = load_arrays(path)
+    like = None
+    if fn is None:
+        if "network" not in header:
+            raise CheckpointError(f"{path} does not say how to build its network: load_model({str(path)!r}, fn=...)")
+        fn, like = _network(path, header["network"])
+    params = arrays.get("params")
+    if like is not None:
+        stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays) | {"params": like}
+        params = load_arrays(path, stored)[0]["params"]
+    elif params is not None:
+        params = jax.tree.map(jnp.asarray, params)
+    table = arrays.get("covariance")
+    kind = described["covariance"]
+    chosen = (
+        covariances.Analytic(jnp.asarray(table["log_snr"]), jnp.asarray(table["ratio"]))
+        if table
+        else covariances.get_covariance(kind)
+    )
+    condition = arrays.get("condition")
+    return DiffusionModel(
+        _process_from_json(path, described["process"]),
+        fn,
+        described["prediction"],
+        chosen,
+        tuple(described["shape"]),
+        params=params,
+        condition=None if condition is None else jax.tree.map(jnp.asarray, condition),
+        batched=described["batched"],
+        noise_level=described["noise_level"],
+        transform=_transform_from_json(described["transform"]),
+    )
+
+
+def _find(name_or_path: str | os.PathLike[str]) -> Path:
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = Path(str(resources.files("rnejax") / "checkpoints" / f"{name_or_path}.safetensors"))
+    if shipped.is_file():
+        return shipped
+    raise FileNotFoundError(
+        f"there is no file {str(name_or_path)!r}, and no shipped model of that name; shipped: {', '.join(shipped_models()) or 'none'}"
+    )
+
+
+def _network(path: Path, recipe: Mapping[str, Any]) -> tuple[Callable[..., Any], Any]:
+    """The function and the abstract weights of a network by its recipe."""
+    from flax import nnx
+
+    from .networks import build, functional
+
+    try:
+        module = nnx.eval_shape(lambda: build(recipe["name"], jax.random.key(0), **recipe["arguments"]))
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} was made for a network that this version does not have: {error}") from error
+    return functional(module)
+
+
+def _process_to_json(process: Any) -> dict[str, Any]:
+    name = type(process).__name__
+    if name not in PROCESSES:
+        raise ValueError(f"a process of type {name} cannot be saved; one of {', '.join(PROCESSES)}")
+    arguments = process.arguments()
+    subspace = arguments.pop("subspace")
+    if isinstance(subspace, LinearSubspace):
+        arguments["subspace"] = {"name": "LinearSubspace", "basis": subspace.basis.tolist()}
+    else:
+        arguments["subspace"] = {"name": type(subspace).__name__}
+    return {"name": name, "arguments": arguments}
+
+
+def _process_from_json(path: Path, described: Mapping[str, Any]) -> Any:
+    arguments = dict(described["arguments"])
+    subspace = arguments.pop("subspace")
+    if subspace["name"] == "LinearSubspace":
+        space: Any = LinearSubspace(np.asarray(subspace["basis"]))
+    else:
+        space = SUBSPACES[subspace["name"]]()
+    if described["name"] not in PROCESSES:
+        raise CheckpointError(f"{path} was made for a process that this version does not have: {described['name']!r}")
+    return getattr(processes, described["name"])(**arguments, subspace=space)
+
+
+def _transform_to_json(transform: Any) -> dict[str, Any]:
+    if isinstance(transform, Identity):
+        return {"name": "identity"}
+    if isinstance(transform, Affine):
+        return {"name": "affine", "scale": transform.scale.tolist(), "shift": transform.shift.tolist()}
+    raise ValueError(f"a transform of type {type(transform).__name__} cannot be saved; use Identity or Affine")
+
+
+def _transform_from_json(described: Mapping[str, Any]) -> Any:
+    return Identity() if described["name"] == "identity" else Affine(described["scale"], described["shift"])

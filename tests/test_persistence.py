@@ -1,0 +1,76 @@
+"""A model comes back from its file as it was, and a file that is not one says so."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnejax as rj
+from rnejax.checkpoint import CheckpointError, save_arrays
+from rnejax.covariance import Analytic
+from rnejax.kernels import CentreOfMassFree
+from rnejax.transforms import Affine
+
+PROCESSES = [
+    rj.processes.VariancePreserving(beta_max=15.0, data_std=0.7),
+    rj.processes.Cosine(t_max=1.0),
+    rj.processes.RectifiedFlow(t_min=0.01),
+    rj.processes.VarianceExploding(sigma_min=0.01, sigma_max=5.0, subspace=CentreOfMassFree()),
+    rj.processes.DiscreteVariancePreserving(np.linspace(1e-4, 0.02, 10)),
+]
+
+
+def linear(params, x, t, condition):
+    return params["scale"] * x + condition
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+def test_every_process_and_part_of_a_model_survives_its_file(tmp_path, process):
+    table = Analytic(jnp.asarray([-1.0, 0.0, 2.0]), jnp.asarray([0.9, 0.5, 0.1]))
+    model = rj.DiffusionModel(
+        process, linear, "x0", table, (4, 3),
+        params={"scale": jnp.float32(0.3)}, condition=jnp.float32(0.1), noise_level="log_snr", transform=Affine(2.0),
+    )  # fmt: skip
+    rj.save_model(tmp_path / "model.safetensors", model)
+    loaded = rj.load_model(tmp_path / "model.safetensors", fn=linear)
+    assert jax.tree.structure(loaded) == jax.tree.structure(model)
+    for before, after in zip(jax.tree.leaves(model), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_network_of_the_library_needs_no_function(tmp_path):
+    from rnejax.networks import build, functional
+
+    arguments = {"shape": (2,), "hidden": 8, "num_classes": 3}
+    apply, params = functional(build("mlp", jax.random.key(0), **arguments))
+    model = rj.DiffusionModel(
+        rj.processes.VariancePreserving(), apply, "x0", shape=(2,), params=params, condition=jnp.int32(1)
+    )
+    rj.save_model(tmp_path / "model.safetensors", model, network=("mlp", arguments))
+    loaded = rj.load_model(tmp_path / "model.safetensors")
+    x = jnp.ones(2)
+    np.testing.assert_array_equal(loaded.denoise(x, 0.5), model.denoise(x, 0.5))
+
+
+def test_errors_name_the_file_and_the_remedy(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no shipped model of that name; shipped"):
+        rj.load_model("digitz")
+    save_arrays(tmp_path / "other.safetensors", {"a": np.zeros(2)})
+    with pytest.raises(CheckpointError, match="holds no diffusion model"):
+        rj.load_model(tmp_path / "other.safetensors")
+    model = rj.DiffusionModel(rj.processes.Cosine(), lambda x, t: x, "x0", shape=(2,))
+    rj.save_model(tmp_path / "plain.safetensors", model)
+    with pytest.raises(CheckpointError, match="fn="):
+        rj.load_model(tmp_path / "plain.safetensors")
+    with pytest.raises(ValueError, match="prior"):
+        prior = rj.processes.Cosine().reference(0.9, (2,))
+        rj.save_model(tmp_path / "x", rj.DiffusionModel(rj.processes.Cosine(), lambda x, t: x, "x0", shape=(2,), prior=prior))
+
+
+def test_a_truncated_file_is_told_as_such(tmp_path):
+    model = rj.DiffusionModel(rj.processes.Cosine(), lambda x, t: x, "x0", shape=(2,), params=None)
+    path = tmp_path / "model.safetensors"
+    rj.save_model(path, model)
+    path.write_bytes(path.read_bytes()[:-10] if path.stat().st_size > 200 else path.read_bytes()[:20])
+    with pytest.raises(CheckpointError, match="complete safetensors"):
+        rj.load_model(path)
