@@ -14,6 +14,7 @@ from rnejax.smc.weights import effective_sample_size
 __all__ = ["diagnose", "pareto_k"]
 
 
+@jax.jit
 def pareto_k(log_weights: Array) -> Array:
     """k-hat: the shape of the generalised Pareto law that fits the largest weights, by blackjax.
 
