@@ -1,0 +1,301 @@
+"""Pictures of what a run made. matplotlib is imported when the first one is drawn, and needs no display.
+
+Every function returns a new ``matplotlib.figure.Figure`` and draws nothing else: save it with :func:`save`, or show it
+in a notebook by naming it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, MUTED, ACCENT = "#1f2430", "#9aa0ac", "#c2410c"
+
+
+def sample_sheet(
+    images: Any,
+    labels: Sequence[str] | None = None,
+    *,
+    columns: int = 16,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    title: str = "",
+) -> Figure:
+    """Images side by side, in rows.
+
+    Args:
+      images: (n, height, width) or (n, height, width, channels) with 1 or 3 channels.
+      labels: a caption under each image.
+      columns: images per row.
+      value_range: the values shown as black and white; what lies outside is shown as these.
+      title: of the sheet.
+
+    Raises:
+      ValueError: for arrays of another rank, no images, or labels that do not match them.
+    """
+    images = _images(images, value_range)
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"labels must match images: got {len(labels)} labels for {len(images)} images")
+    columns = max(1, min(columns, len(images)))
+    rows = -(-len(images) // columns)
+    height, width = images.shape[1:3]
+    caption = 0.28 * height if labels is not None else 0.0
+    # One picture for all: a subplot for each of some hundred images would take a minute to lay out.
+    pitch = height + round(caption)
+    figure = _figure(0.6 * columns + 0.1, 0.6 * rows * pitch / width + (0.4 if title else 0.1))
+    ax = figure.subplots()
+    _show(ax, _mosaic(images, rows, columns, gap=round(caption)))
+    for i, label in enumerate(labels if labels is not None else ()):
+        x, y = (i % columns + 0.5) * width, (i // columns) * pitch + height + 0.5 * caption
+        ax.text(x, y, label, ha="center", va="center", fontsize=6.5, color=INK)
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK)
+    return figure
+
+
+def compare_sheets(
+    groups: Mapping[str, Any], *, columns: int = 8, rows: int = 8, value_range: tuple[float, float] = (-1.0, 1.0)
+) -> Figure:
+    """Several sheets beside each other, each under its name: what changes from one way of sampling to another.
+
+    Args:
+      groups: images by name, as for :func:`sample_sheet`; the first ``rows * columns`` of each are shown.
+      columns: images per row of each sheet.
+      rows: the most rows of a sheet.
+      value_range: the values shown as black and white.
+
+    Raises:
+      ValueError: for no groups, or images as in :func:`sample_sheet`.
+    """
+    if not groups:
+        raise ValueError("groups must hold at least one set of images")
+    shown = {name: _images(images, value_range)[: rows * columns] for name, images in groups.items()}
+    rows = max(-(-len(images) // columns) for images in shown.values())
+    figure = _figure((0.42 * columns + 0.3) * len(shown), 0.42 * rows + 0.5)
+    for ax, (name, images) in zip(figure.subplots(1, len(shown), squeeze=False).flat, shown.items(), strict=True):
+        _show(ax, _mosaic(images, rows, columns))
+        ax.set_title(name, fontsize=10, color=INK)
+    return figure
+
+
+def traces(info: Any, *, num_particles: int, ess_threshold: float | None = None, title: str = "") -> Figure:
+    """Effective sample size, log normalising constant and surviving ancestors over time, noise on the left.
+
+    Args:
+      info: of a result of :func:`rnejax.steer`; with groups, one thin line each.
+      num_particles: per group.
+      ess_threshold: the fraction below which particles are resampled, drawn as a line.
+    """
+    time = np.asarray(info.time, np.float64)
+    ess, resampled = _by_group(info.ess), _by_group(info.resampled)
+    log_normalizer = np.cumsum(_by_group(info.log_normalizer_increments).astype(np.float64), axis=1)
+    survivors = _by_group(info.unique_ancestors)
+    figure = _figure(6.4, 6.0)
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    for group in range(len(ess)):
+        style = {"color": INK, "linewidth": 1.2 if len(ess) == 1 else 0.6, "alpha": 1.0 if len(ess) == 1 else 0.6}
+        top.plot(time, ess[group], **style)
+        when = resampled[group].astype(bool)
+        top.plot(time[when], np.full(when.sum(), 0.02 * num_particles), "|", color=ACCENT, markersize=7)
+        middle.plot(time, log_normalizer[group], **style)
+        bottom.plot(time, survivors[group], drawstyle="steps-post", **style)
+    if ess_threshold is not None and 0 < ess_threshold <= 1:
+        top.axhline(ess_threshold * num_particles, color=MUTED, linewidth=0.8, linestyle="--")
+    top.set(ylabel="effective sample size", ylim=(0, 1.04 * num_particles))
+    middle.set(ylabel="log normalising\nconstant (nats)")
+    bottom.set(
+        ylabel="initial particles with\ndescendants", ylim=(0, 1.04 * num_particles), xlabel="time (noise to data)"
+    )
+    bottom.invert_xaxis()
+    top.set_title(title or "marks: resampling; dashed: its threshold", fontsize=9, color=INK)
+    return _clean(figure)
+
+
+def weights(log_weights: Any, *, title: str = "") -> Figure:
+    """The normalised weights of the final particles, from the largest, against equal ones.
+
+    Args:
+      log_weights: (num_particles,), or (num_groups, num_particles): one line per group.
+    """
+    figure = _figure(5.2, 3.2)
+    ax = figure.subplots()
+    for row in _by_group(log_weights).astype(np.float64):
+        shares = np.exp(row - np.max(row))
+        shares = np.sort(shares / shares.sum())[::-1]
+        ax.step(np.arange(1, len(row) + 1), shares, where="mid", color=INK, linewidth=1.0)
+        ax.axhline(1 / len(row), color=MUTED, linewidth=0.8, linestyle="--")
+    ax.set(xlabel="particle, by weight", ylabel="share of the weight", ylim=(0, None))
+    ax.set_title(title or "dashed: equal weights", fontsize=9, color=INK)
+    return _clean(figure)
+
+
+def genealogy(ancestors: Any, times: Any | None = None, *, max_lines: int = 256, title: str = "") -> Figure:
+    """Who descends from whom: one line per particle and step, drawn from noise (left) to data (right).
+
+    Lineages that reach the end are dark, the others light; many particles at the end with one common line are copies
+    that have not moved apart for long.
+
+    Args:
+      ancestors: (num_steps, num_particles), for each step the index of the particle that each one came from, in order
+        of execution: ``result.info.saved["ancestors"]`` of one group.
+      times: (num_steps,) the times the steps arrive at.
+      max_lines: of more particles, that many evenly spaced ones are followed back from the end.
+
+    Raises:
+      ValueError: if ancestors are not a matrix of valid indices.
+    """
+    ancestors = np.asarray(ancestors)
+    if ancestors.ndim != 2 or not np.issubdtype(ancestors.dtype, np.integer):
+        raise ValueError(f"ancestors must be integers of shape (num_steps, num_particles), got {ancestors.shape}")
+    num_steps, num_particles = ancestors.shape
+    if ancestors.min() < 0 or ancestors.max() >= num_particles:
+        raise ValueError(
+            f"ancestors must be between 0 and {num_particles - 1}, got {ancestors.min()} to {ancestors.max()}"
+        )
+    # A particle is placed beside its siblings, every generation in the order of its parents: lines do not cross.
+    places = [np.arange(num_particles, dtype=np.float64)]
+    for parents in ancestors:
+        order = np.lexsort((np.arange(num_particles), places[-1][parents]))
+        place = np.empty(num_particles)
+        place[order] = np.arange(num_particles)
+        places.append(place)
+    alive = np.unique(np.linspace(0, num_particles - 1, min(max_lines, num_particles)).astype(int))
+    surviving: list[np.ndarray] = []
+    extinct: list[np.ndarray] = []
+    for k in range(num_steps - 1, -1, -1):
+        ends = np.stack(
+            [np.full((num_particles, 2), (k, k + 1)), np.stack([places[k][ancestors[k]], places[k + 1]], 1)], 2
+        )
+        surviving.extend(ends[alive])
+        if num_particles <= max_lines:
+            extinct.extend(np.delete(ends, alive, axis=0))
+        alive = np.unique(ancestors[k][alive])
+    from matplotlib.collections import LineCollection
+
+    figure = _figure(7.2, 4.2)
+    ax = figure.subplots()
+    ax.add_collection(LineCollection(extinct, colors=MUTED, linewidths=0.35, alpha=0.5))
+    ax.add_collection(LineCollection(surviving, colors=INK, linewidths=0.7))
+    ax.set(xlim=(0, num_steps), ylim=(-1, num_particles), ylabel="particles", xlabel="step (noise to data)", yticks=[])
+    if times is not None:
+        ticks = np.unique(np.linspace(1, num_steps, 6).astype(int))
+        ax.set_xticks(ticks, [f"{float(np.asarray(times)[k - 1]):.3g}" for k in ticks])
+        ax.set_xlabel("time (noise to data)")
+    eves = f"{len(np.unique(alive))} of {num_particles} initial particles have descendants at the end"
+    ax.set_title(title or eves, fontsize=9, color=INK)
+    return _clean(figure)
+
+
+def log_density_histogram(groups: Mapping[str, Any], *, bins: int = 40, unit: str = "nats", title: str = "") -> Figure:
+    """Histograms of log-densities (or bits per dimension), one per named set of points.
+
+    Values that are not finite belong to no bin; how many there are is written beside the name.
+
+    Args:
+      groups: values by name.
+    """
+    finite = {name: np.asarray(values, np.float64).ravel() for name, values in groups.items()}
+    counts = {name: int((~np.isfinite(values)).sum()) for name, values in finite.items()}
+    finite = {name: values[np.isfinite(values)] for name, values in finite.items()}
+    together = np.concatenate(list(finite.values()))
+    if together.size == 0:
+        raise ValueError("there is no finite value to show")
+    edges = np.histogram_bin_edges(together, bins=bins).tolist()
+    figure = _figure(5.6, 3.4)
+    ax = figure.subplots()
+    for (name, values), colour in zip(finite.items(), _colours(len(finite)), strict=True):
+        label = name + (f" ({counts[name]} not finite)" if counts[name] else "")
+        ax.hist(values, bins=edges, histtype="stepfilled", alpha=0.25, color=colour)
+        ax.hist(values, bins=edges, histtype="step", linewidth=1.2, color=colour, label=label)
+    ax.set(xlabel=unit, ylabel="points")
+    ax.legend(frameon=False, fontsize=8)
+    ax.set_title(title, fontsize=9, color=INK)
+    return _clean(figure)
+
+
+def curves(
+    x: Any, groups: Mapping[str, Any], *, xlabel: str, ylabel: str, log: bool = False, title: str = ""
+) -> Figure:
+    """Lines over a common axis, such as losses over training steps."""
+    figure = _figure(5.6, 3.4)
+    ax = figure.subplots()
+    for (name, values), colour in zip(groups.items(), _colours(len(groups)), strict=True):
+        ax.plot(np.asarray(x), np.asarray(values), color=colour, linewidth=1.2, label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    ax.legend(frameon=False, fontsize=8)
+    ax.set_title(title, fontsize=9, color=INK)
+    return _clean(figure)
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether states of this shape can be shown on a sheet: (height, width, 1 or 3)."""
+    return len(shape) == 3 and shape[-1] in (1, 3)
+
+
+def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
+    """Write a figure; the ending says the format. Returns the path."""
+    path = Path(path)
+    figure.savefig(path, dpi=dpi, facecolor="white")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'rnejax[plot]'") from error
+    # Not by pyplot: no global list of figures to fill up, and no display that would be needed.
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _clean(figure: Figure) -> Figure:
+    for ax in figure.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8, colors=INK)
+        ax.xaxis.label.set(fontsize=9, color=INK)
+        ax.yaxis.label.set(fontsize=9, color=INK)
+    return figure
+
+
+def _images(images: Any, value_range: tuple[float, float]) -> np.ndarray:
+    """Values in [0, 1], (n, height, width) or (n, height, width, 3)."""
+    images = np.asarray(images, np.float64)
+    if images.ndim == 4 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if not (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3)) or len(images) == 0:
+        raise ValueError(f"images must have shape (n, height, width) or (n, height, width, 1 or 3), got {images.shape}")
+    low, high = value_range
+    return np.clip((images - low) / (high - low), 0.0, 1.0)
+
+
+def _mosaic(images: np.ndarray, rows: int, columns: int, gap: int = 0) -> np.ndarray:
+    """Images in rows, with ``gap`` white pixels below each; white where there is none."""
+    height, width = images.shape[1:3]
+    cells = np.ones((rows * columns, height + gap, width, *images.shape[3:]))
+    cells[: len(images), :height] = images
+    grid = np.moveaxis(cells.reshape(rows, columns, *cells.shape[1:]), 2, 1)
+    return grid.reshape(rows * (height + gap), columns * width, *images.shape[3:])
+
+
+def _show(ax: Any, picture: np.ndarray) -> None:
+    ax.imshow(picture, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    ax.set_axis_off()
+
+
+def _by_group(values: Any) -> np.ndarray:
+    """(groups, n), one group where there is no group axis."""
+    values = np.asarray(values)
+    return values[None] if values.ndim == 1 else values
+
+
+def _colours(count: int) -> list[Any]:
+    first = [INK, ACCENT, "#2563eb", "#15803d", "#7c3aed", "#b45309"]
+    return [first[i % len(first)] for i in range(count)]

@@ -1,0 +1,157 @@
+"""From configurations to the arguments of the library's functions."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rnejax as rj
+
+from ..config import (
+    ClassReward,
+    ConfigError,
+    Device,
+    FunctionReward,
+    Guide,
+    InkReward,
+    ModelRun,
+    Plain,
+    Product,
+    Temper,
+    Tilt,
+)
+
+
+def apply_device(device: Device) -> None:
+    """Settings that JAX reads when it first touches a device; call before anything else does."""
+    if device.memory_fraction is not None:
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(device.memory_fraction)
+    if device.platform is not None:
+        jax.config.update("jax_platforms", device.platform)
+    if device.num_cpu_devices is not None:
+        jax.config.update("jax_num_cpu_devices", device.num_cpu_devices)
+    if device.matmul_precision is not None:
+        jax.config.update("jax_default_matmul_precision", device.matmul_precision)
+    jax.config.update("jax_enable_x64", device.float64)
+
+
+def load_model(config: ModelRun) -> rj.DiffusionModel:
+    """The model, with the covariance that was asked for.
+
+    Raises:
+      ConfigError: if there is no such model, or it cannot be read.
+    """
+    try:
+        model = rj.load_model(config.model)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"model = {config.model} cannot be loaded: {error}") from error
+    return model if config.covariance is None else model.with_covariance(config.covariance)
+
+
+def make_times(config: ModelRun, model: rj.DiffusionModel) -> np.ndarray:
+    """The time grid of a configuration."""
+    grid = config.grid
+    try:
+        return rj.time_grid(model.process, grid.num_steps, grid.kind, t_min=grid.t_min, t_max=grid.t_max)
+    except ValueError as error:
+        raise ConfigError(f"grid: {error}") from error
+
+
+def with_condition(model: rj.DiffusionModel, condition: int | None) -> rj.DiffusionModel:
+    """The model under a class; null leaves the condition that it was saved with, which is no class.
+
+    Raises:
+      ConfigError: for a class given to a model that takes none.
+    """
+    if condition is None:
+        return model
+    if model.condition is None:
+        raise ConfigError(f"condition = {condition}, but this model takes no condition")
+    return model.with_condition(jnp.asarray(condition, jnp.asarray(model.condition).dtype))
+
+
+def build_target(model: rj.DiffusionModel, target: Any) -> Any:
+    """What to sample, from its configuration.
+
+    Raises:
+      ConfigError: for a target that cannot be, such as exponents that do not match.
+    """
+    try:
+        if isinstance(target, Plain):
+            return with_condition(model, target.condition)
+        if isinstance(target, Temper):
+            return rj.temper(with_condition(model, target.condition), target.exponent)
+        if isinstance(target, Product):
+            factors = [with_condition(model, condition) for condition in target.conditions]
+            return rj.product(factors, exponents=target.exponents)
+        if isinstance(target, Guide):
+            return rj.guide(model, with_condition(model, target.condition), scale=target.scale)
+        if isinstance(target, Tilt):
+            function, host = build_reward(target.reward)
+            return rj.tilt(
+                build_target(model, target.base), function, exact=target.exact, at=target.at,
+                gradient=target.gradient, host=host, scale=target.reward.strength,
+            )  # fmt: skip
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"target: {error}") from error
+    raise TypeError(f"unknown target {type(target).__name__}")
+
+
+def build_reward(reward: ClassReward | InkReward | FunctionReward) -> tuple[Callable[..., Any], bool]:
+    """A reward function without its strength, and whether it runs on the host."""
+    if isinstance(reward, ClassReward):
+        log_probabilities, label = load_classifier(reward.classifier), reward.label
+        return (lambda x: log_probabilities(x)[label]), False
+    if isinstance(reward, InkReward):
+        from ..systems.ink import stroke_thickness
+
+        return stroke_thickness, True
+    module, _, name = reward.function.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"function = {reward.function} cannot be imported ({error}); it must be package.module:name"
+        ) from error
+    return function, reward.host
+
+
+def load_classifier(name: str) -> Callable[[Any], Any]:
+    """A shipped classifier of digits, as log-probabilities of one image."""
+    from ..systems import digits
+
+    try:
+        return digits.load_classifier(name)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"classifier {name} cannot be loaded: {error}") from error
+
+
+def load_points(key: Any, data: str, num_points: int | None) -> tuple[Any, str | None]:
+    """Points of a data set, and how they were dequantised (None for points that were continuous already).
+
+    Raises:
+      ConfigError: for data that do not exist.
+    """
+    if data.startswith("digits_"):
+        from ..systems import digits
+
+        try:
+            images = digits.load(data.removeprefix("digits_")).images[:num_points]
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"data = {data}: {error}") from error
+        return digits.dequantise(key, images), "uniform"
+    try:
+        with np.load(data) as arrays:
+            if "x" not in arrays:
+                raise ConfigError(f"data = {data} holds {', '.join(arrays)}, but no array x")
+            return jnp.asarray(arrays["x"][:num_points]), None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"data = {data} cannot be read as .npz: {error}") from error

@@ -1,0 +1,48 @@
+"""rnejax sample: draw from a model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+import rnejax as rj
+
+from .. import plot
+from ..config import SampleRun
+from .build import load_model, make_times, with_condition
+from .folder import OpenFolder, require_pictures, summary
+
+
+def run(config: SampleRun, open_folder: OpenFolder) -> None:
+    """Samples, their log-densities, a sheet of them if they are pictures."""
+    model = load_model(config)
+    times = make_times(config, model)
+    conditions = config.condition if isinstance(config.condition, list) else [config.condition]
+    models = [with_condition(model, condition) for condition in conditions]
+    require_pictures()
+    folder = open_folder()
+
+    # Conditions take turns, so that any leading part of the samples is balanced.
+    n = config.num_samples
+    x = np.zeros((n, *model.shape), np.float64 if config.device.float64 else np.float32)
+    log_density = np.zeros(n, x.dtype)
+    with folder.timed():
+        for i, each in enumerate(models[:n]):
+            key = jax.random.fold_in(jax.random.key(config.seed), i)
+            samples: Any = rj.sample(key, each, times, num_samples=len(x[i :: len(models)]))
+            x[i :: len(models)], log_density[i :: len(models)] = samples.x, samples.log_density
+    folder.arrays("samples.npz", x=x, log_density=log_density)
+    folder.record(
+        num_samples=n,
+        network_evaluations=n * (len(times) - 1),
+        log_density_nats=summary(log_density),
+        t_min=float(times[0]),
+    )
+    if plot.is_image(model.shape):
+        columns = max(1, min(16, 2 * math.isqrt(n)))
+        folder.picture("samples.png", plot.sample_sheet(x[:256], columns=columns))
+    name = "log-density of samples, along the path (nats)"
+    folder.picture("log_density.png", plot.log_density_histogram({"generated": log_density}, unit=name))

@@ -1,0 +1,168 @@
+"""rnejax steer: sample a target that is not the model's own law, and show how well that went."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+import rnejax as rj
+
+from .. import plot
+from ..config import ClassReward, Product, SteerRun, Tilt
+from .build import build_reward, build_target, load_classifier, load_model, make_times
+from .folder import OpenFolder, RunFolder, require_pictures
+
+Judge = Callable[[Any], Any]
+
+
+def run(config: SteerRun, open_folder: OpenFolder) -> None:
+    """Weighted particles, log Z, diagnostics; beside them, if asked for, the same proposal without any weights."""
+    model = load_model(config)
+    times = make_times(config, model)
+    target = build_target(model, config.target)
+    judge = None if config.judge is None else load_classifier(config.judge)
+    require_pictures()
+    folder = open_folder()
+    key, key_uncorrected, key_sheet = jax.random.split(jax.random.key(config.seed), 3)
+    settings: dict[str, Any] = {
+        "num_particles": config.num_particles,
+        "num_groups": config.num_groups,
+        "proposal": config.proposal,
+        "warn": False,  # said below, on the terminal and in metrics.json
+    }
+
+    with folder.timed():
+        result = rj.steer(key, target, times, ess_threshold=config.ess_threshold, save=("ancestors",), **settings)
+    x, log_weights = pool(result, model.shape)
+    info = {name: getattr(result.info, name) for name in ("time", "ess", "resampled", "unique_ancestors")}
+    arrays = {"x": result.particles, "log_weights": result.log_weights, "log_normalizer": result.log_normalizer, **info}
+    folder.arrays("samples.npz", **arrays, ancestors=result.info.saved["ancestors"])
+    record_weights(folder, config, target, result)
+    record_quality(folder, config, judge, x, log_weights, "")
+    draw_weights(folder, config, result)
+    equal = np.asarray(rj.resample(key_sheet, result)).reshape(x.shape)
+    if plot.is_image(model.shape):
+        folder.picture("samples.png", plot.sample_sheet(spread(equal, 128)))
+        folder.picture("particles.png", draw_heaviest(x, log_weights))
+
+    if config.compare_uncorrected:
+        with folder.timed("seconds_uncorrected"):
+            plain = rj.steer(key_uncorrected, target, times, ess_threshold=0.0, **settings)
+        x_plain, _ = pool(plain, model.shape)
+        folder.arrays("uncorrected.npz", x=plain.particles)
+        record_quality(folder, config, judge, x_plain, np.zeros(len(x_plain)), "_uncorrected")
+        if plot.is_image(model.shape):
+            sheets = {"uncorrected": spread(x_plain, 64), "corrected": spread(equal, 64)}
+            folder.picture("comparison.png", plot.compare_sheets(sheets))
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def pool(result: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """All particles (n, *shape) and their log-weights (n,), which are comparable across independent groups."""
+    log_weights = np.asarray(result.log_weights, np.float64) + np.asarray(result.log_normalizer, np.float64)[..., None]
+    return np.asarray(result.particles).reshape(-1, *shape), log_weights.ravel()
+
+
+def record_weights(folder: RunFolder, config: SteerRun, target: Any, result: Any) -> None:
+    """log Z, effective sample sizes, resamplings, survivors, and what speaks against the result."""
+    estimate, standard_error = rj.smc.log_normalizer_with_error(result)
+    ess, resampled, survivors = (
+        np.asarray(getattr(result.info, name)).reshape(config.num_groups or 1, -1)
+        for name in ("ess", "resampled", "unique_ancestors")
+    )
+    warnings = rj.smc.diagnose(result)
+    for message in warnings:
+        print(f"warning: {message}", file=sys.stderr)
+    folder.record(
+        log_normalizer_nats=estimate,
+        log_normalizer_standard_error_nats=standard_error,
+        effective_sample_size_final=ess[:, -1],
+        effective_sample_size_smallest=ess.min(axis=1),
+        resamplings=resampled.sum(axis=1),
+        unique_ancestors=survivors[:, -1],
+        models=1 if isinstance(target, rj.DiffusionModel) else len(target.models),
+        t_min=float(result.info.time.ravel()[-1]),
+        warnings=warnings,
+    )
+
+
+def record_quality(
+    folder: RunFolder, config: SteerRun, judge: Judge | None, x: np.ndarray, log_weights: np.ndarray, suffix: str
+) -> None:
+    """What the samples are worth, by weight: diversity, rewards, and the classes that the judge sees."""
+    shares = np.exp(log_weights - log_weights.max())
+    shares /= shares.sum()
+    metrics: dict[str, Any] = {"diversity": diversity(x, shares)}
+    for reward in tilts(config.target):
+        function, host = build_reward(reward)
+        values = np.asarray(function(x) if host else jax.lax.map(function, x, batch_size=64))
+        # A particle without weight may have a reward of -inf, which the mean must not see as 0 * inf.
+        metrics[f"reward_{reward.kind}"] = float(shares[shares > 0] @ values[shares > 0])
+    if judge is not None:
+        seen = np.asarray(jax.lax.map(lambda image: judge(image).argmax(), x, batch_size=64))
+        metrics["judged_classes"] = np.bincount(seen, weights=shares, minlength=10)
+        label = judged_label(config)
+        if label is not None:
+            metrics["judged_as_wanted"] = metrics["judged_classes"][label]
+    folder.record(**{name + suffix: value for name, value in metrics.items()})
+
+
+def diversity(x: np.ndarray, shares: np.ndarray) -> float:
+    """Root mean squared distance, per dimension, of two draws by weight: sqrt(2 sum_i w_i |x_i - mean|^2 / d).
+
+    Copies of one particle add nothing to it.
+    """
+    flat = np.asarray(x, np.float64).reshape(len(x), -1)
+    return float(np.sqrt(2 * shares @ np.mean((flat - shares @ flat) ** 2, axis=1)))
+
+
+def tilts(target: Any) -> list[Any]:
+    """The rewards of a target, outermost first."""
+    return [target.reward, *tilts(target.base)] if isinstance(target, Tilt) else []
+
+
+def judged_label(config: SteerRun) -> int | None:
+    """The class that the target asks for, if it asks for one."""
+    if config.judge_label is not None:
+        return config.judge_label
+    target: Any = config.target
+    while isinstance(target, Tilt):
+        if isinstance(target.reward, ClassReward):
+            return target.reward.label
+        target = target.base
+    return None if isinstance(target, Product) else target.condition
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def draw_weights(folder: RunFolder, config: SteerRun, result: Any) -> None:
+    """Traces over time, final weights, and the genealogy of the first group."""
+    folder.picture(
+        "traces.png",
+        plot.traces(result.info, num_particles=config.num_particles, ess_threshold=config.ess_threshold),
+    )
+    folder.picture("weights.png", plot.weights(result.log_weights))
+    ancestors, time = np.asarray(result.info.saved["ancestors"]), np.asarray(result.info.time)
+    if config.num_groups is not None:
+        ancestors, time = ancestors[0], time.reshape(-1, ancestors.shape[1])[0]
+    folder.picture("genealogy.png", plot.genealogy(ancestors, time))
+
+
+def draw_heaviest(x: np.ndarray, log_weights: np.ndarray, count: int = 64) -> Any:
+    """The particles of largest weight, each with its share."""
+    shares = np.exp(log_weights - log_weights.max())
+    order = np.argsort(-shares, kind="stable")[:count]
+    captions = [f"{share:.2g} %" for share in 100 * shares[order] / shares.sum()]
+    return plot.sample_sheet(x[order], captions, title="particles, and their share of the weight")
+
+
+def spread(x: np.ndarray, count: int) -> np.ndarray:
+    """At most ``count`` of them, evenly spaced: particles lie beside their copies."""
+    return x[np.unique(np.linspace(0, len(x) - 1, min(count, len(x))).astype(int))]

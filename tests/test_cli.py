@@ -1,0 +1,360 @@
+"""The command line: what a configuration may say, what is told of mistakes, and what a run leaves behind."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+import rnejax as rj
+from rnejax.cli import main
+from rnejax.config import (
+    ConfigError,
+    DensityRun,
+    SampleRun,
+    SteerRun,
+    describe_keys,
+    dump_config,
+    find_config,
+    load_config,
+    shipped_configs,
+)
+from rnejax.runs.steer import diversity
+from rnejax.systems.ink import stroke_thickness
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+GUIDE = "model: toy\ntarget: {kind: guide, condition: 1, scale: 1.5}\ngrid: {num_steps: 5}\nnum_particles: 8\n"
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A conditional model of 4 x 4 images around +-0.5, in place of every saved one."""
+    process = rj.processes.Cosine()
+
+    def denoiser(params, x, t, condition):
+        mean, variance = params[condition], 0.04
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
+
+    model = rj.DiffusionModel(
+        process,
+        denoiser,
+        prediction="x0",
+        params=jnp.array([-0.5, 0.5, 0.0]),
+        condition=jnp.array(2),
+        shape=(4, 4, 1),
+    )
+
+    def load_model(name):
+        if name != "toy":
+            raise FileNotFoundError(f"there is no model {name}")
+        return model
+
+    monkeypatch.setattr(rj, "load_model", load_model, raising=False)
+    return model
+
+
+def write(folder, text, name="run.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------------------- configurations
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_for_the_command_that_it_names(path):
+    words = path.read_text().splitlines()[0].split()
+    assert words[:2] == ["#", "rnejax"], "the first line of a configuration says how to run it"
+    assert words[3] == f"configs/{path.name}"
+    from rnejax.cli import _config_class
+
+    load_config(_config_class(words[2]), path)
+
+
+def test_a_written_configuration_reads_back_as_the_same():
+    for name in ("digits_guidance", "digits_tilt_class", "digits_tilt_ink", "digits_composition"):
+        config = load_config(SteerRun, name)
+        assert SteerRun.model_validate(yaml.safe_load(dump_config(config))) == config
+
+
+def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path):
+    path = write(tmp_path, "model: a\nseed: 3\nnum_samples: 5\n")
+    config = load_config(SampleRun, path, ["--num-samples", "7", "--grid.num_steps=9"])
+    assert (config.model, config.seed, config.num_samples, config.grid.num_steps) == ("a", 3, 7, 9)
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path):
+    path = write(tmp_path, "model: a\ngrid: {t_min: 1e-3}\n")
+    assert load_config(SampleRun, path).grid.t_min == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--num_sampels", "3"], "unknown key num_sampels = 3: did you mean num_samples?"),
+        (["--grid.num_stepps", "3"], "unknown key grid.num_stepps = 3: did you mean grid.num_steps?"),
+        (["--num_steps", "3"], "unknown key num_steps = 3: did you mean grid.num_steps?"),
+        (["--num_samples", "many"], "num_samples = many: input should be a valid integer"),
+        (["--num_samples", "0"], "num_samples = 0: input should be greater than or equal to 1"),
+        (["--grid.kind", "uniformly"], "did you mean uniform?"),
+        (["--grid", "3"], "grid = 3: it has keys of its own, num_steps, kind, t_min, t_max"),
+        (["--model.name", "x"], "model is 'a', which has no keys of its own"),
+        (["--seed"], "--seed needs a value"),
+        (["seed", "3"], "expected --key value, got 'seed'"),
+    ],
+)
+def test_a_mistake_is_named_with_its_value_and_what_would_be_right(tmp_path, overrides, message):
+    path = write(tmp_path, "model: a\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(SampleRun, path, overrides)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("{kind: gide, condition: 3}", "target.kind = gide: it must be one of model, temper, product, guide, tilt"),
+        ("{condition: 3}", "target needs a kind"),
+        ("{kind: guide, condition: 3, scael: 2}", "unknown key target.scael = 2: did you mean target.scale?"),
+        ("{kind: tilt, reward: {kind: class, lable: 3}}", "target.reward.lable = 3: did you mean target.reward.label?"),
+        ("{kind: temper, exponent: .nan}", "target.exponent = .nan"),
+        ("3", "target = 3: it has keys of its own, kind: model, temper, product, guide, tilt"),
+    ],
+)
+def test_a_mistake_in_a_target_is_found_where_it_is(tmp_path, target, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(SteerRun, write(tmp_path, f"model: a\ntarget: {target}\n"))
+    assert message in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"^3 mistakes"):
+        load_config(SampleRun, write(tmp_path, "model: a\nsede: 1\nnum_samples: x\n"), ["--outptu", "y"])
+
+
+def test_a_value_that_fits_none_of_several_types_is_one_mistake(tmp_path):
+    with pytest.raises(ConfigError, match=r"^1 mistake "):
+        load_config(SteerRun, write(tmp_path, GUIDE), ["--proposal", "symetric"])
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "grid: {num_steps: 1, num_steps: 2}\n"])
+def test_a_key_given_twice_is_an_error(tmp_path, text):
+    with pytest.raises(ConfigError, match="is given twice"):
+        load_config(SampleRun, write(tmp_path, "model: a\n" + text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n", "must hold keys and values"), ("a: [\n", "cannot be read as YAML")]
+)
+def test_a_file_that_is_no_configuration_is_an_error(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(SampleRun, write(tmp_path, text))
+
+
+def test_a_missing_file_is_an_error_that_names_the_nearest_shipped_one():
+    with pytest.raises(ConfigError, match=r"there is no configuration digits_guidanse; did you mean digits_guidance\?"):
+        find_config("digits_guidanse")
+
+
+def test_a_shipped_configuration_is_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        find_config("configs/digits_guidance.yaml")
+        == find_config("digits_guidance")
+        == shipped_configs()["digits_guidance"]
+    )
+
+
+@pytest.mark.parametrize("kind", [SampleRun, DensityRun, SteerRun])
+def test_every_key_is_described(kind):
+    undescribed = [key for key, _, meaning in describe_keys(kind) if not meaning and not key.endswith(".kind")]
+    assert not undescribed
+
+
+def test_help_lists_the_keys(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["steer", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--num_particles" in shown
+    assert "--target.reward.strength" in shown
+
+
+# -------------------------------------------------------------------------------------------------------- what is left
+
+
+def test_sampling_leaves_configuration_metrics_arrays_and_pictures(toy, tmp_path, capsys):
+    path = write(tmp_path, "model: toy\ngrid: {num_steps: 4}\nnum_samples: 5\ncondition: [0, 1]\n")
+    assert main(["sample", path, "--output", str(tmp_path / "out")]) == 0
+    left = metrics(tmp_path / "out")
+    assert left["finished"]
+    assert left["network_evaluations"] == 5 * 4
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(["config.yaml", "metrics.json", *left["files"]])
+    with np.load(tmp_path / "out/samples.npz") as arrays:
+        assert arrays["x"].shape == (5, 4, 4, 1)
+        assert arrays["log_density"].shape == (5,)
+        # Classes take turns: means -0.5 and 0.5 with a standard deviation of 0.2 over 16 pixels each.
+        means = arrays["x"].mean(axis=(1, 2, 3))
+    np.testing.assert_array_equal(np.sign(means), [-1, 1, -1, 1, -1])
+    assert str(tmp_path / "out") in capsys.readouterr().out
+
+
+def test_the_configuration_that_is_left_repeats_the_run(toy, tmp_path):
+    path = write(tmp_path, "model: toy\ngrid: {num_steps: 4}\n")
+    assert main(["sample", path, "--num_samples", "3", "--output", str(tmp_path / "first")]) == 0
+    again = ["sample", str(tmp_path / "first/config.yaml"), "--output", str(tmp_path / "second")]
+    assert main(again) == 0
+    with np.load(tmp_path / "first/samples.npz") as first, np.load(tmp_path / "second/samples.npz") as second:
+        np.testing.assert_array_equal(first["x"], second["x"])
+
+
+def test_density_of_a_file_of_points(toy, tmp_path):
+    points = np.asarray(0.5 + 0.2 * jax.random.normal(jax.random.key(0), (6, 4, 4, 1)))
+    np.savez(tmp_path / "points.npz", x=points)
+    path = write(tmp_path, "model: toy\ncovariance: full\ncondition: 1\ngrid: {num_steps: 4}\n")
+    arguments = ["density", path, "--data", str(tmp_path / "points.npz"), "--output", str(tmp_path / "out")]
+    assert main([*arguments, "--num_points", "4"]) == 0
+    with np.load(tmp_path / "out/samples.npz") as arrays:
+        np.testing.assert_array_equal(arrays["x"], points[:4])
+        level = toy.process.level(toy.process.t_min)
+        variance = float(level.alpha**2 * 0.04 + level.sigma**2)
+        residual = (points[:4] - float(level.alpha) * 0.5).reshape(4, -1)
+        exact = -0.5 * (residual**2).sum(1) / variance - 8 * np.log(2 * np.pi * variance)
+        # Gaussian data and the full covariance: nothing but float32 rounding and the prior at t_max are inexact.
+        np.testing.assert_allclose(arrays["log_density"], exact, atol=0.05)
+    assert metrics(tmp_path / "out")["num_points"] == 4
+
+
+def test_steering_leaves_weighted_particles_and_the_comparison(toy, tmp_path):
+    path = write(tmp_path, GUIDE + "compare_uncorrected: true\n")
+    assert main(["steer", path, "--output", str(tmp_path / "out")]) == 0
+    left = metrics(tmp_path / "out")
+    assert left["finished"]
+    assert {"log_normalizer_nats", "resamplings", "diversity", "diversity_uncorrected", "warnings"} <= left.keys()
+    pictures = {"traces.png", "weights.png", "genealogy.png", "samples.png", "particles.png", "comparison.png"}
+    assert pictures <= set(left["files"])
+    with np.load(tmp_path / "out/samples.npz") as arrays:
+        assert arrays["x"].shape == (8, 4, 4, 1)
+        assert arrays["log_weights"].shape == (8,)
+        assert arrays["ess"].shape == arrays["time"].shape == (5,)
+        assert np.all(np.diff(arrays["time"]) < 0)
+
+
+def test_groups_keep_their_axis_in_the_arrays(toy, tmp_path):
+    assert main(["steer", write(tmp_path, GUIDE), "--num_groups", "2", "--output", str(tmp_path / "out")]) == 0
+    with np.load(tmp_path / "out/samples.npz") as arrays:
+        assert arrays["x"].shape == (2, 8, 4, 4, 1)
+        assert arrays["log_weights"].shape == (2, 8)
+        assert arrays["log_normalizer"].shape == (2,)
+    assert metrics(tmp_path / "out")["log_normalizer_standard_error_nats"] is not None
+
+
+def test_a_run_removes_the_pictures_of_the_one_before_and_nothing_else(toy, tmp_path):
+    path, out = write(tmp_path, GUIDE), tmp_path / "out"
+    assert main(["steer", path, "--output", str(out), "--compare_uncorrected", "true"]) == 0
+    (out / "notes.txt").write_text("mine")
+    assert main(["steer", path, "--output", str(out)]) == 0
+    assert not (out / "comparison.png").exists()
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+# ------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_a_missing_model_is_told_before_a_folder_is_made(toy, tmp_path, capsys):
+    path = write(tmp_path, "model: digts\n")
+    assert main(["sample", path, "--output", str(tmp_path / "out")]) == 2
+    assert "model = digts cannot be loaded: there is no model digts" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rj, "sample", lambda *_, **__: pytest.fail("computed"))
+    (tmp_path / "file").write_text("")
+    path = write(tmp_path, "model: toy\n")
+    assert main(["sample", path, "--output", str(tmp_path / "file/out")]) == 2
+    assert f"cannot write into output = {tmp_path / 'file/out'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--target", "{kind: product, conditions: [0, 1], exponents: [1.0]}"], "target: exponents must match models"),
+        (["--target", "{kind: tilt, reward: {kind: function, function: 'nowhere:f'}}"], "nowhere:f cannot be imported"),
+        (["--grid.t_max", "5"], "grid: "),
+    ],
+)
+def test_what_cannot_be_steered_is_told_before_a_folder_is_made(toy, tmp_path, capsys, change, message):
+    assert main(["steer", write(tmp_path, GUIDE), "--output", str(tmp_path / "out"), *change]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_run_keeps_what_it_had_finished_and_says_so(toy, tmp_path, capsys, monkeypatch):
+    steer, calls = rj.steer, []
+
+    def interrupted_the_second_time(*arguments, **options):
+        calls.append(options)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return steer(*arguments, **options)
+
+    monkeypatch.setattr(rj, "steer", interrupted_the_second_time)
+    path = write(tmp_path, GUIDE + "compare_uncorrected: true\n")
+    assert main(["steer", path, "--output", str(tmp_path / "out")]) == 130
+    left = metrics(tmp_path / "out")
+    assert left["interrupted"]
+    assert not left["finished"]
+    assert "samples.npz" in left["files"]
+    assert "samples.npz" in capsys.readouterr().err
+
+
+def test_a_termination_signal_is_an_interruption(toy, tmp_path, monkeypatch):
+    previous = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(rj, "sample", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert main(["sample", write(tmp_path, "model: toy\n"), "--output", str(tmp_path / "out")]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert metrics(tmp_path / "out")["interrupted"]
+
+
+def test_a_network_that_returns_nan_ends_the_run_with_the_step(toy, tmp_path, capsys, monkeypatch):
+    broken = toy.with_params(jnp.full(3, jnp.nan))
+    monkeypatch.setattr(rj, "load_model", lambda name: broken)
+    assert main(["sample", write(tmp_path, "model: toy\n"), "--output", str(tmp_path / "out")]) == 1
+    assert "NaN" in capsys.readouterr().err
+    assert "error" in metrics(tmp_path / "out")
+
+
+# -------------------------------------------------------------------------------------------------------- what is said
+
+
+def test_diversity_is_the_root_mean_squared_distance_of_two_weighted_draws():
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    w = np.array([0.1, 0.2, 0.3, 0.4, 0.0])
+    squared = ((x[:, None] - x[None]) ** 2).mean(-1)
+    np.testing.assert_allclose(diversity(x, w), np.sqrt(w @ squared @ w), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("width", "thickness"), [(2, 2.0), (4, 4.0), (3, 3 + 1 / 3)])
+def test_the_thickness_of_a_bar_is_its_width(width, thickness):
+    images = -np.ones((1, 28, 28, 1))
+    images[0, :, 10 : 10 + width] = 1.0
+    # At its two ends a bar of length L is less deep; that takes less than width^2 / (2 L) off.
+    assert stroke_thickness(images)[0] == pytest.approx(thickness, abs=width**2 / 56)
+
+
+def test_an_image_without_ink_has_thickness_zero():
+    np.testing.assert_array_equal(stroke_thickness(-np.ones((2, 8, 8, 1))), [0.0, 0.0])

@@ -1,0 +1,119 @@
+"""Pictures: that they show what they are given, and that drawing one leaves nothing behind."""
+
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from rnejax import plot
+
+
+def info(num_steps=6, num_particles=8, groups=None):
+    """What `traces` reads of a run, with a resampling at the third step."""
+    shape = (num_steps,) if groups is None else (groups, num_steps)
+    ones = np.ones(shape)
+    return types.SimpleNamespace(
+        time=np.linspace(1.0, 0.0, num_steps),
+        ess=num_particles * ones,
+        resampled=np.broadcast_to(np.arange(num_steps) == 2, shape),
+        log_normalizer_increments=0.5 * ones,
+        unique_ancestors=num_particles * ones,
+    )
+
+
+def test_a_sheet_shows_every_image_at_its_place():
+    images = np.arange(5 * 2 * 2).reshape(5, 2, 2) / 19.0
+    figure = plot.sample_sheet(images, columns=3, value_range=(0.0, 1.0))
+    shown = figure.axes[0].images[0].get_array()
+    assert shown.shape == (4, 6)
+    np.testing.assert_allclose(shown[:2, 4:], images[2])
+    np.testing.assert_allclose(shown[2:, :2], images[3])
+    np.testing.assert_array_equal(shown[2:, 4:], 1.0)  # there is no sixth image
+
+
+def test_values_outside_the_range_show_as_black_and_white():
+    figure = plot.sample_sheet(np.array([[[-3.0, 3.0]]]), value_range=(-1.0, 1.0))
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), [[0.0, 1.0]])
+
+
+def test_captions_stand_under_their_images():
+    figure = plot.sample_sheet(np.zeros((3, 8, 8, 1)), ["a", "b", "c"], columns=2)
+    texts = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    assert texts["a"][0] == texts["c"][0] == 4.0
+    assert texts["b"][0] == 12.0
+    assert texts["a"][1] == texts["b"][1] < texts["c"][1]
+
+
+@pytest.mark.parametrize("images", [np.zeros((0, 4, 4)), np.zeros((4, 4)), np.zeros((2, 4, 4, 2))])
+def test_what_is_no_image_is_refused_with_its_shape(images):
+    with pytest.raises(ValueError, match="images must have shape"):
+        plot.sample_sheet(images)
+
+
+def test_captions_must_match_images():
+    with pytest.raises(ValueError, match="got 1 labels for 2 images"):
+        plot.sample_sheet(np.zeros((2, 4, 4)), ["a"])
+
+
+def test_the_log_normalising_constant_is_drawn_as_the_sum_of_its_increments():
+    figure = plot.traces(info(), num_particles=8, ess_threshold=0.5)
+    np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), 0.5 * np.arange(1, 7))
+
+
+def test_resamplings_are_marked_at_their_time():
+    figure = plot.traces(info(), num_particles=8)
+    marks = [line for line in figure.axes[0].lines if line.get_marker() == "|"]
+    np.testing.assert_allclose(marks[0].get_xdata(), [0.6])
+
+
+def test_groups_are_drawn_as_one_line_each():
+    figure = plot.traces(info(groups=3), num_particles=8)
+    assert len(figure.axes[1].lines) == 3
+
+
+def test_weights_are_shown_as_shares_that_sum_to_one():
+    figure = plot.weights(np.array([-1000.0, -1001.0, -np.inf]))
+    shares = figure.axes[0].lines[0].get_ydata()
+    np.testing.assert_allclose(shares, [1 / (1 + np.exp(-1)), np.exp(-1) / (1 + np.exp(-1)), 0.0], rtol=1e-6)
+
+
+def test_the_genealogy_counts_the_initial_particles_that_have_descendants():
+    ancestors = np.array([[0, 1, 2, 3], [0, 0, 2, 2], [1, 1, 1, 1]])  # all descend from 0
+    title = plot.genealogy(ancestors).axes[0].get_title()
+    assert title == "1 of 4 initial particles have descendants at the end"
+
+
+def test_the_genealogy_draws_every_step_of_every_particle_once():
+    ancestors = np.random.default_rng(0).integers(0, 5, size=(4, 5))
+    extinct, surviving = plot.genealogy(ancestors).axes[0].collections
+    assert len(extinct.get_segments()) + len(surviving.get_segments()) == 4 * 5
+
+
+@pytest.mark.parametrize("ancestors", [np.array([[0, 2]]), np.array([[-1, 0]]), np.zeros((2, 2)), np.zeros(3, int)])
+def test_what_is_no_genealogy_is_refused(ancestors):
+    with pytest.raises(ValueError, match="ancestors must be"):
+        plot.genealogy(ancestors)
+
+
+def test_a_histogram_leaves_no_value_out_silently():
+    figure = plot.log_density_histogram({"a": np.array([0.0, 1.0, np.nan, -np.inf])}, bins=4)
+    ax = figure.axes[0]
+    assert ax.get_legend().get_texts()[0].get_text() == "a (2 not finite)"
+
+
+def test_a_histogram_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no finite value"):
+        plot.log_density_histogram({"a": [np.nan]})
+
+
+def test_drawing_neither_needs_a_display_nor_keeps_figures_open(tmp_path):
+    code = (
+        "import sys, numpy as np; from rnejax import plot\n"
+        f"plot.save(plot.weights(np.zeros(4)), {str(tmp_path / 'w.png')!r})\n"
+        "print('matplotlib.pyplot' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert shown.stdout.strip() == "False"
+    assert (tmp_path / "w.png").stat().st_size > 0
