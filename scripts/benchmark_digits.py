@@ -1,0 +1,248 @@
+"""The shipped digits model: bits per dimension, guidance, rewards. Prints tables, writes docs/tables/digits.{md,json}.
+
+    python scripts/benchmark_digits.py [--parts likelihood guidance tilt] [--quick]
+
+Every row states its network evaluations. What judges (``digits_judge``) is another classifier than what rewards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rnejax as rj
+from rnejax.control import SteeringWarning
+from rnejax.systems import digits
+
+TABLES = Path(__file__).parent.parent / "docs" / "tables"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the work, to see that it runs")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", SteeringWarning)  # few particles are the subject here
+    path = TABLES / ("digits_quick.json" if arguments.quick else "digits.json")
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    for part in arguments.parts:
+        start = time.time()
+        rows = PARTS[part](jax.random.key(arguments.seed), arguments.quick)
+        results[part] = {"rows": rows, "seconds": round(time.time() - start, 1), "seed": arguments.seed}
+        TABLES.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        print(markdown(part, results[part]), flush=True)
+    path.with_suffix(".md").write_text("\n".join(markdown(part, result) for part, result in results.items()))
+
+
+# ---------------------------------------------------------------------------------------------------------- likelihood
+
+
+def likelihood(key: jax.Array, quick: bool) -> list[dict[str, Any]]:
+    """Test images, conditional on their class: RNE with one and several paths, and the probability flow."""
+    model = rj.load_model("digits")
+    test = digits.load("test")
+    n = 10 if quick else 100
+    images, labels = test.images[:n], test.labels[:n]
+    key_data, key = jax.random.split(key)
+    x = digits.dequantise(key_data, images)
+
+    def row(name: str, log_density: np.ndarray, evaluations: float, seconds: float, **more: Any) -> dict[str, Any]:
+        bits = np.asarray(digits.bits_per_dimension(log_density))
+        return {
+            "method": name,
+            "bits_per_dimension": float(bits.mean()),
+            "standard_error": float(bits.std(ddof=1) / np.sqrt(n)),
+            "evaluations_per_image": evaluations,
+            "seconds": round(seconds, 1),
+            "t_min": float(model.process.t_min),
+            **more,
+        }
+
+    rows = []
+    for covariance in ("analytic", "euler"):
+        chosen = model if covariance == "analytic" else model.with_covariance(covariance)
+        for steps, paths in [(50, 1)] if quick else [(50, 1), (200, 1), (50, 8)]:
+            times = rj.time_grid(model.process, steps)
+            start = time.time()
+            densities = by_label(chosen, labels, lambda m, i, t=times, p=paths: rj.log_density(
+                jax.random.fold_in(key, int(i[0])), m, x[i], t, p).log_density)  # fmt: skip
+            name = f"RNE, {covariance}, {steps} steps, {paths} path{'s' * (paths > 1)}"
+            rows.append(row(name, densities, steps * paths, time.time() - start))
+            print(rows[-1], flush=True)
+    start = time.time()
+    times = rj.time_grid(model.process, 2)
+    counts = []
+
+    def flow(m: Any, i: np.ndarray) -> np.ndarray:
+        result = rj.probability_flow_log_density(
+            jax.random.fold_in(key, 10_000 + int(i[0])), m, x[i], times, divergence="hutchinson", rtol=1e-3, atol=1e-3
+        )
+        counts.append(float(np.mean(result.num_evaluations)))
+        return result.log_density
+
+    densities = by_label(model, labels, flow)
+    rows.append(row("probability flow, Hutchinson divergence", densities, float(np.mean(counts)), time.time() - start))
+    return rows
+
+
+def by_label(model: Any, labels: np.ndarray, density: Callable[[Any, np.ndarray], Any]) -> np.ndarray:
+    """Densities of images, each under its own class: one call per class, compiled once (classes are of equal size)."""
+    out = np.zeros(len(labels))
+    for label in range(digits.NUM_CLASSES):
+        chosen = np.flatnonzero(labels == label)
+        out[chosen] = np.asarray(density(model.with_condition(jnp.int32(label)), chosen))
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------ guidance
+
+
+def guidance(key: jax.Array, quick: bool) -> list[dict[str, Any]]:
+    """Classifier-free guidance without weights, and corrected; every class, judged by the judge."""
+    model = rj.load_model("digits")
+    judge = digits.load_classifier("judge")
+    particles, steps = (4, 10) if quick else (16, 50)
+    classes = range(2) if quick else range(digits.NUM_CLASSES)
+    times = rj.time_grid(model.process, steps)
+    rows = []
+    for scale in (1.0, 2.0, 4.0):
+        for name, threshold in (("uncorrected", 0.0), ("corrected", 0.5)):
+            scores, correct, spreads, ess = [], [], [], []
+            for label in classes:
+                target = rj.guide(model, model.with_condition(jnp.int32(label)), scale)
+                seed = jax.random.fold_in(key, label)
+                result = rj.steer(seed, target, times, particles, ess_threshold=threshold, num_groups=2)
+                x = result.particles.reshape(-1, *model.shape)
+                if name == "corrected":
+                    weights = np.asarray(jax.nn.softmax(result.log_weights, axis=-1)).ravel() / 2
+                else:
+                    weights = np.full(len(x), 1 / len(x))
+                log_p = np.asarray(jax.lax.map(judge, x, batch_size=64))
+                scores.append(weights @ log_p[:, label])
+                correct.append(weights @ (log_p.argmax(1) == label))
+                spreads.append(diversity(np.asarray(x), weights))
+                ess.append(float(np.mean(np.asarray(result.info.ess)[..., -1])) / particles)
+            rows.append(
+                {
+                    "scale": scale,
+                    "samples": name,
+                    "judge_accuracy": float(np.mean(correct)),
+                    "judge_accuracy_se": standard_error(correct),
+                    "judge_log_probability": float(np.mean(scores)),
+                    "judge_log_probability_se": standard_error(scores),
+                    "diversity": float(np.mean(spreads)),
+                    "ess_fraction": float(np.mean(ess)),
+                    "evaluations_per_particle": 2 * steps,
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------- tilt
+
+
+def tilt(key: jax.Array, quick: bool) -> list[dict[str, Any]]:
+    """The unconditional model tilted towards each class by the reward classifier, N = 1, 4, 16, 64, against best-of-N.
+
+    Each run ends in one picture: a draw by weight from the N particles, or the best of N samples by the reward. Both
+    cost N times the steps. Best-of-N maximises the reward, so beside the judge stands the diversity of the pictures.
+    """
+    model = rj.load_model("digits")
+    reward_classifier, judge = digits.load_classifier("reward"), digits.load_classifier("judge")
+    steps = 10 if quick else 50
+    times = rj.time_grid(model.process, steps)
+    sizes = (1, 4) if quick else (1, 4, 16, 64)
+    classes = (3,) if quick else (3, 7)
+    rows = []
+    for n in sizes:
+        groups = 4 if quick else {1: 64, 4: 32, 16: 16, 64: 8}[n]
+        finals: dict[str, list[dict[str, np.ndarray]]] = {}
+        for label in classes:
+            reward = jax.tree_util.Partial(class_log_probability, reward_classifier, jnp.int32(label))
+            seed = jax.random.fold_in(jax.random.fold_in(key, n), label)
+            pool = rj.sample(seed, model, times, n * groups).x.reshape(groups, n, *model.shape)
+            values = np.asarray(jax.lax.map(reward, pool.reshape(-1, *model.shape), batch_size=64)).reshape(groups, n)
+            finals.setdefault("best of N", []).append(
+                describe(np.asarray(pool)[np.arange(groups), values.argmax(1)], label, reward, judge)
+            )
+            for name, gradient in (("steer, reward at x0, black box", False), ("steer, reward at x0, gradient", True)):
+                target = rj.tilt(model, reward, at="x0", gradient=gradient)
+                result = rj.steer(seed, target, times, n, num_groups=groups)
+                draw = jax.vmap(jax.random.categorical)(jax.random.split(seed, groups), result.log_weights)
+                picture = np.asarray(result.particles)[np.arange(groups), np.asarray(draw)]
+                finals.setdefault(name, []).append(describe(picture, label, reward, judge))
+        for name, parts in finals.items():
+            fields = ("reward", "log_p", "correct")
+            pooled = {field: np.concatenate([part[field] for part in parts]) for field in fields}
+            rows.append(
+                {
+                    "N": n,
+                    "method": name,
+                    "pictures": len(pooled["reward"]),
+                    "reward": float(pooled["reward"].mean()),
+                    "judge_accuracy": float(pooled["correct"].mean()),
+                    "judge_accuracy_se": standard_error(pooled["correct"]),
+                    "judge_log_probability": float(pooled["log_p"].mean()),
+                    "judge_log_probability_se": standard_error(pooled["log_p"]),
+                    "diversity": float(np.mean([part["diversity"] for part in parts])),
+                    "evaluations_per_picture": n * steps,
+                    "backward_passes_per_picture": n * steps if "gradient" in name else 0,
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def class_log_probability(classifier: Any, label: jax.Array, x: jax.Array) -> jax.Array:
+    """log P(label | x) by a classifier, in nats."""
+    return classifier(x)[label]
+
+
+def describe(pictures: np.ndarray, label: int, reward: Any, judge: Any) -> dict[str, Any]:
+    log_p = np.asarray(jax.lax.map(judge, jnp.asarray(pictures), batch_size=64))
+    return {
+        "reward": np.asarray(jax.lax.map(reward, jnp.asarray(pictures), batch_size=64)),
+        "log_p": log_p[:, label],
+        "correct": (log_p.argmax(1) == label).astype(float),
+        "diversity": diversity(pictures, np.full(len(pictures), 1 / len(pictures))),
+    }
+
+
+def diversity(x: np.ndarray, weights: np.ndarray) -> float:
+    """Root mean squared distance per pixel of two independent draws by weight; copies add nothing."""
+    flat = x.reshape(len(x), -1).astype(np.float64)
+    return float(np.sqrt(2 * weights @ np.mean((flat - weights @ flat) ** 2, axis=1)))
+
+
+def standard_error(values: Any) -> float:
+    values = np.asarray(values, np.float64)
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def markdown(part: str, result: dict[str, Any]) -> str:
+    rows = result["rows"]
+    names = list(rows[0])
+    lines = [f"### {part} (seed {result['seed']}, {result['seconds']} s)", "", "| " + " | ".join(names) + " |"]
+    lines.append("|" + "---|" * len(names))
+    for row in rows:
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+PARTS = {"likelihood": likelihood, "guidance": guidance, "tilt": tilt}
+
+if __name__ == "__main__":
+    main()
