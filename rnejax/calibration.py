@@ -26,10 +26,11 @@ def calibrate(
 
     Args:
       key: a typed key.
-      model: any diffusion model; its present covariance generates the pilot run (if that is euler, the reference's does).
+      model: any diffusion model; its present covariance generates the pilot run (if that is euler, the reference's
+        does).
       times: the times of the table; in between it is interpolated in log-SNR.
-      data: clean points in the user's coordinates, (n, *shape). Default: a pilot run of ``num_samples`` on ``times``, which
-        makes the table one of the *generated* law.
+      data: clean points in the user's coordinates, (n, *shape). Default: a pilot run of ``num_samples`` on
+        ``times``, which makes the table one of the *generated* law.
       num_samples: of the pilot run.
       repeats: noisings of every point at every time.
 
@@ -59,10 +60,14 @@ def calibrate(
         return jnp.mean(residual**2) * (x0[0].size / dimension) / level.reference_posterior_variance
 
     keys = jax.random.split(key_noise, len(times))
-    table = jnp.stack([ratio(model, x0, keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], levels)) for i in range(len(times))])
+    table = jnp.stack(
+        [ratio(model, x0, keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], levels)) for i in range(len(times))]
+    )
     if not bool(jnp.all(jnp.isfinite(table))):
         k = int(jnp.argmin(jnp.isfinite(table)))
-        raise ValueError(f"the network returned NaN or infinity at t = {times[k]:.6g} while the covariance was measured")
+        raise ValueError(
+            f"the network returned NaN or infinity at t = {times[k]:.6g} while the covariance was measured"
+        )
     # log-SNR falls with time; interpolation wants it increasing, and finite where alpha or sigma vanish.
     finite = jnp.isfinite(levels.log_snr)
     order = jnp.flip(jnp.arange(len(times)))

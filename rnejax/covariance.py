@@ -56,7 +56,10 @@ ExcessFn = Callable[[Array], Array]
 class Covariance(Protocol):
     """A choice of Cov[x_0 | x_t]. ``excess_fn`` maps a batch of states to the batch of excesses, row by row."""
 
-    euler: bool
+    @property
+    def euler(self) -> bool:
+        """Whether the kernel is the Euler-Maruyama one instead of the exact-mean one."""
+        ...
 
     def __call__(
         self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
@@ -70,9 +73,7 @@ class Reference:
 
     euler: bool = False
 
-    def __call__(
-        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
-    ) -> Evaluation:
+    def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
         return Evaluation(excess_fn(x), jnp.zeros(len(x), x.dtype))
 
 
@@ -98,9 +99,7 @@ class Analytic:
     ratio: Array
     euler: bool = False
 
-    def __call__(
-        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
-    ) -> Evaluation:
+    def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
         ratio = jnp.interp(level.log_snr, self.log_snr, self.ratio).astype(x.dtype)
         spread = (ratio - 1) * level.reference_posterior_variance
         return Evaluation(excess_fn(x), jnp.broadcast_to(spread, len(x)))
@@ -111,14 +110,13 @@ class Analytic:
 class Hutchinson:
     """tr(dD/dx) / d from one Rademacher probe per state, clipped to [0, sigma^2 / alpha^2].
 
-    The draw belongs to the state: the model's kernel and the proposal that moves it must share it, or exactness is lost.
+    The draw belongs to the state: the model's kernel and the proposal that moves it must share it, or exactness is
+      lost.
     """
 
     euler: bool = False
 
-    def __call__(
-        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
-    ) -> Evaluation:
+    def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
         probe = jax.vmap(subspace.project)(jax.random.rademacher(key, x.shape, x.dtype))
         excess, directional = jax.jvp(excess_fn, (x,), (probe,))
         trace = jnp.sum((probe * directional).reshape(len(x), -1), axis=-1)
@@ -134,11 +132,11 @@ class Diagonal:
 
     euler: bool = False
 
-    def __call__(
-        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
-    ) -> Evaluation:
+    def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
         if not isinstance(subspace, FullSpace):
-            raise ValueError(f"a diagonal covariance has no meaning on {subspace}; use 'full', 'hutchinson' or 'analytic'")
+            raise ValueError(
+                f"a diagonal covariance has no meaning on {subspace}; use 'full', 'hutchinson' or 'analytic'"
+            )
         excess, jacobian = _jacobian(excess_fn, x)
         diagonal = jnp.diagonal(jacobian, axis1=-2, axis2=-1).reshape(x.shape)
         return Evaluation(excess, jnp.maximum(_from_jacobian(diagonal, level), -level.reference_posterior_variance))
@@ -154,9 +152,7 @@ class Full:
 
     euler: bool = False
 
-    def __call__(
-        self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
-    ) -> Evaluation:
+    def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
         excess, jacobian = _jacobian(excess_fn, x)
         symmetric = 0.5 * (jacobian + jnp.swapaxes(jacobian, -1, -2))
         if not isinstance(subspace, FullSpace):
@@ -167,7 +163,7 @@ class Full:
         return Evaluation(excess, jnp.maximum(spread, -level.reference_posterior_variance), basis)
 
 
-CHOICES = {
+CHOICES: dict[str, Covariance] = {
     "euler": Euler(),
     "reference": Reference(),
     "hutchinson": Hutchinson(),
@@ -185,7 +181,9 @@ def get_covariance(choice: str | Covariance) -> Covariance:
     if not isinstance(choice, str):
         return choice
     if choice == "analytic":
-        raise ValueError("the analytic covariance is a table that has to be measured: model = rnejax.calibrate(key, model, times)")
+        raise ValueError(
+            "the analytic covariance is a table that has to be measured: model = rnejax.calibrate(key, model, times)"
+        )
     if choice not in CHOICES:
         raise ValueError(f"unknown covariance {choice!r}; choose one of {', '.join(CHOICES)}, or pass an object")
     return CHOICES[choice]

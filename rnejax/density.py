@@ -96,7 +96,9 @@ def sample(
       SMCError: where the network returned NaN or infinity, naming the step and the time.
     """
     times = check_times(model, times)
-    problem = Generate(model, model.process.level(times[-1]), model.process.level(times[0]), get_estimator(estimator, model))
+    problem = Generate(
+        model, model.process.level(times[-1]), model.process.level(times[0]), get_estimator(estimator, model)
+    )
     result = run(
         key,
         problem,
@@ -261,11 +263,13 @@ def check_times(model: DiffusionModel, times: Any) -> np.ndarray:
     no_signal = float(model.process.alpha(times[-1])) == 0
     if no_signal and model.prediction in ("score", "epsilon", "energy"):
         raise ValueError(
-            f"at t = {times[-1]:g} {type(model.process).__name__} has alpha = 0, where a {model.prediction} says nothing "
-            f"about x_0: end the grid earlier (for example at 0.999) or use an x0, v or velocity prediction"
+            f"at t = {times[-1]:g} {type(model.process).__name__} has alpha = 0, where a {model.prediction} says "
+            f"nothing about x_0: end the grid earlier (for example at 0.999) or use an x0, v or velocity prediction"
         )
     if no_signal and model.covariance.euler:
-        raise ValueError(f"at t = {times[-1]:g} alpha = 0 and the drift that euler freezes is infinite: end the grid earlier")
+        raise ValueError(
+            f"at t = {times[-1]:g} alpha = 0 and the drift that euler freezes is infinite: end the grid earlier"
+        )
     return times
 
 
@@ -278,7 +282,9 @@ def check_points(model: DiffusionModel, x: Any) -> Array:
     if len(x) == 0:
         raise ValueError("x holds no points: its batch axis has length 0")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating, got {x.dtype}; dequantise integers and scale them to the model's units first")
+        raise ValueError(
+            f"x must be floating, got {x.dtype}; dequantise integers and scale them to the model's units first"
+        )
     return x
 
 

@@ -8,8 +8,8 @@ The same holds exactly for the analytic reference, so with the exact forward ker
 
     l = log ref_s(x_s) - log ref_t(x_t) + log K(x_s | x_t) - log K_ref(x_s | x_t).                 (RNE-ref)
 
-Both kernels of the last two terms point the same way and differ little; that difference, the *excess increment*, is what
-is computed and summed here. The reference's own log-density telescopes, so it is evaluated at the ends only.
+Both kernels of the last two terms point the same way and differ little; that difference, the *excess increment*, is
+what is computed and summed here. The reference's own log-density telescopes, so it is evaluated at the ends only.
 
 Sources: He et al. 2025 (RNE, arXiv 2506.05668); mathematics.md, section 3; for ``ito`` Karczewski et al. 2025 and
 Skreta et al. 2025.
@@ -59,9 +59,7 @@ def euler_plain(
     return reverse - transition.euler_forward(x_s).log_prob(x_t) - reference_difference(transition, x_s, x_t)
 
 
-def ito(
-    model: DiffusionModel, transition: GaussianTransition, x_s: Array, x_t: Array, evaluation: Evaluation
-) -> Array:
+def ito(model: DiffusionModel, transition: GaussianTransition, x_s: Array, x_t: Array, evaluation: Evaluation) -> Array:
     """The Ito density estimator: l = score . (x_s - x_t) + h (d f + f score . x_t - g^2 |score|^2 / 2), all at t."""
     linear, diffusion = drift_and_diffusion(transition.t)
     score = transition.t.score(x_t, evaluation.excess)

@@ -28,7 +28,12 @@ class Kernel(Protocol):
 
     def log_prob(self, x: Array) -> Array: ...
 
-    def log_ratio(self, other: Kernel, x: Array) -> Array: ...
+
+def log_ratio(numerator: Kernel, denominator: Kernel, x: Array) -> Array:
+    """log p(x) - log q(x), without cancellation where both are of one family."""
+    if isinstance(numerator, Gaussian) and isinstance(denominator, Gaussian):
+        return numerator.log_ratio(denominator, x)
+    return numerator.log_prob(x) - denominator.log_prob(x)
 
 
 # --------------------------------------------------------------------------------------------------- linear subspaces
@@ -124,7 +129,7 @@ class Gaussian:
     variance: Array
     excess: Array | float = 0.0
     basis: Array | None = None
-    subspace: Subspace = FullSpace()  # noqa: RUF009 - immutable
+    subspace: Subspace = FullSpace()
 
     @property
     def mean(self) -> Array:
@@ -138,11 +143,11 @@ class Gaussian:
         """One draw, of the event's shape."""
         mean = self.mean
         noise = self.subspace.project(jax.random.normal(key, mean.shape, mean.dtype))
-        return mean + jnp.sqrt(self.variance) * self._map(noise, jnp.sqrt(1 + self.excess))
+        return mean + jnp.sqrt(self.variance) * self._map(noise, jnp.sqrt(1 + jnp.asarray(self.excess)))
 
     def covariance_times(self, vector: Array) -> Array:
         """The covariance applied to a vector of the event's shape."""
-        return self.variance * self._map(self.subspace.project(vector), 1 + self.excess)
+        return self.variance * self._map(self.subspace.project(vector), 1 + jnp.asarray(self.excess))
 
     def log_prob(self, x: Array) -> Array:
         """log N(x), in nats, as a scalar."""

@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .covariance import Covariance, Evaluation, get_covariance
-from .kernels import Array, Gaussian, Subspace
+from .kernels import Array, Gaussian
 from .processes import GaussianProcess, GaussianTransition, NoiseLevel
 from .processes.gaussian import PREDICTIONS, reference
 from .transforms import Identity, Transform
@@ -30,11 +31,12 @@ class DiffusionModel:
 
     Args:
       process: the noising process the network was trained on.
-      fn: ``fn(x, t)`` on one example; with ``params`` or ``condition``: ``fn(params, x, t, condition)``. A flax nnx module
-        (called as ``module(x, t)`` or ``module(x, t, condition)``; put it in evaluation mode first) or a flax linen module
-        (with its variables as ``params``) will do as well.
-      prediction: what fn returns: ``score`` (grad log p_t), ``x0``, ``epsilon``, ``v`` (alpha eps - sigma x_0), ``velocity``
-        (alpha' x_0 + sigma' eps), or ``energy`` (a scalar E with p_t proportional to exp(-E)). Each is converted exactly.
+      fn: ``fn(x, t)`` on one example; with ``params`` or ``condition``: ``fn(params, x, t, condition)``. A flax nnx
+        module (called as ``module(x, t)`` or ``module(x, t, condition)``; put it in evaluation mode first) or a flax
+        linen module (with its variables as ``params``) will do as well.
+      prediction: what fn returns: ``score`` (grad log p_t), ``x0``, ``epsilon``, ``v`` (alpha eps - sigma x_0),
+        ``velocity`` (alpha' x_0 + sigma' eps), or ``energy`` (a scalar E with p_t proportional to exp(-E)). Each is
+        converted exactly.
       covariance: ``euler``, ``reference``, ``hutchinson``, ``diagonal``, ``full``, or an object such as the table that
         :func:`rnejax.calibrate` makes. See :mod:`rnejax.covariance`.
       shape: of one state.
@@ -69,20 +71,23 @@ class DiffusionModel:
         transform: Transform = Identity(),  # noqa: B008 - immutable
     ):
         if prediction not in PREDICTIONS:
-            raise ValueError(f"unknown prediction {prediction!r} for {type(process).__name__}; one of {', '.join(PREDICTIONS)}")
+            raise ValueError(
+                f"unknown prediction {prediction!r} for {type(process).__name__}; one of {', '.join(PREDICTIONS)}"
+            )
         if isinstance(noise_level, str) and noise_level not in NOISE_LEVELS:
             raise ValueError(f"unknown noise_level {noise_level!r}; one of {', '.join(NOISE_LEVELS)}, or a function")
         self.process = process
         self.fn, self.params = _adapt(fn, params)
         self.prediction = prediction
         self.covariance = get_covariance(covariance)
-        self.shape = tuple(int(n) for n in ((shape,) if isinstance(shape, int) else shape))
+        self.shape = tuple(int(n) for n in np.atleast_1d(np.asarray(shape, np.int64)))
         self.condition = condition
         self.batched = bool(batched)
         self.noise_level = noise_level
         # A prior that is a pytree travels as data; any other object as configuration.
         is_data = prior is None or not jax.tree_util.all_leaves([prior])
-        self.prior, self._static_prior = (prior, None) if is_data else (None, prior)
+        self.prior: Any = prior if is_data else None
+        self._static_prior: Any = None if is_data else prior
         self.transform = transform
         self._check_output()
 
@@ -180,9 +185,9 @@ class DiffusionModel:
         if getattr(output, "shape", None) != expected:
             what = "a scalar" if self.prediction == "energy" else f"shape {self.shape}"
             raise ValueError(
-                f"fn with prediction={self.prediction!r} must return {what} for one state of shape {self.shape}; on a batch "
-                f"of 2 it gave {getattr(output, 'shape', output)} instead of {expected}. Is shape= right? Does fn take a "
-                f"batch (batched=True, now {self.batched})?"
+                f"fn with prediction={self.prediction!r} must return {what} for one state of shape {self.shape}; "
+                f"on a batch of 2 it gave {getattr(output, 'shape', output)} instead of {expected}. Is shape= right? "
+                f"Does fn take a batch (batched=True, now {self.batched})?"
             )
 
     def _replace(self, **changes: Any) -> DiffusionModel:
@@ -219,7 +224,9 @@ def _adapt(fn: Any, params: Any) -> tuple[Callable[..., Array], Any]:
             return NnxCall(graph), state
         if isinstance(fn, linen.Module):
             if params is None:
-                raise ValueError("a linen module needs its variables: DiffusionModel(process, module, params=variables)")
+                raise ValueError(
+                    "a linen module needs its variables: DiffusionModel(process, module, params=variables)"
+                )
             return LinenCall(fn), params
     if not callable(fn):
         raise ValueError(f"fn must be a function, a flax nnx module or a flax linen module, got {type(fn).__name__}")

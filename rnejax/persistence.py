@@ -53,11 +53,14 @@ def save_model(
       OSError: if the file cannot be written.
     """
     if model.prior is not None or model._static_prior is not None:
-        raise ValueError("a model with a prior of its own cannot be saved: save it without, and set the prior after loading")
+        raise ValueError(
+            "a model with a prior of its own cannot be saved: save it without, and set the prior after loading"
+        )
     if not isinstance(model.noise_level, str):
         raise ValueError(f"noise_level must be one of {', '.join(NOISE_LEVELS)} to be saved, not a function")
-    kind = type(model.covariance).__name__
-    table = {"log_snr": model.covariance.log_snr, "ratio": model.covariance.ratio} if kind == "Analytic" else {}
+    chosen = model.covariance
+    kind = type(chosen).__name__
+    table = {"log_snr": chosen.log_snr, "ratio": chosen.ratio} if isinstance(chosen, covariances.Analytic) else {}
     if not table and covariances.CHOICES.get(kind.lower()) != model.covariance:
         raise ValueError(f"a covariance of type {kind} cannot be saved; use one of {', '.join(covariances.CHOICES)}")
     described = {
@@ -110,7 +113,7 @@ def load_model(name_or_path: str | os.PathLike[str], fn: Callable[..., Any] | No
         params = jax.tree.map(jnp.asarray, params)
     table = arrays.get("covariance")
     kind = described["covariance"]
-    chosen = (
+    chosen: covariances.Covariance = (
         covariances.Analytic(jnp.asarray(table["log_snr"]), jnp.asarray(table["ratio"]))
         if table
         else covariances.get_covariance(kind)
@@ -138,7 +141,8 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
     if shipped.is_file():
         return shipped
     raise FileNotFoundError(
-        f"there is no file {str(name_or_path)!r}, and no shipped model of that name; shipped: {', '.join(shipped_models()) or 'none'}"
+        f"there is no file {str(name_or_path)!r}, and no shipped model of that name; "
+        f"shipped: {', '.join(shipped_models()) or 'none'}"
     )
 
 

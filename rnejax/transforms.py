@@ -63,7 +63,9 @@ class Affine:
         if self.scale.ndim == 0:
             return jnp.asarray(subspace.dimension(x.shape) * log_scale, x.dtype)
         if not isinstance(subspace, FullSpace):
-            raise ValueError(f"a scale that differs between coordinates does not map {subspace} to itself; use one number")
+            raise ValueError(
+                f"a scale that differs between coordinates does not map {subspace} to itself; use one number"
+            )
         return jnp.asarray(np.broadcast_to(log_scale, x.shape).sum(), x.dtype)
 
     def _key(self) -> tuple[object, ...]:

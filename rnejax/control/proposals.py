@@ -5,8 +5,8 @@ The weight of a step (mathematics.md, section 4) is that of the target over the 
     log w = sum_i beta_i l_i + [tilt_s(x_s) - tilt_t(x_t)] + log B(x_t | x_s) - log A(x_s | x_t),
 
 so any pair is correct and a good one makes it constant. To leading order, with S = sum_i beta_i score_i, A drifts by
-c_a v S / a and B by c_b v S, and there is no noise of order sqrt(step) if and only if c_a + c_b = 1. The symmetric choice
-c_a = (1 + 1/bar)/2, c_b = (1 - 1/bar)/2, bar = sum_i beta_i, makes the weights of Gaussian data constant.
+c_a v S / a and B by c_b v S, and there is no noise of order sqrt(step) if and only if c_a + c_b = 1. The symmetric
+choice c_a = (1 + 1/bar)/2, c_b = (1 - 1/bar)/2, bar = sum_i beta_i, makes the weights of Gaussian data constant.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Local(NamedTuple):
       exponents: of the models at this time, (m,).
       rewards: values of the rewards, (j,).
       strengths: of the rewards at this time, (j,).
-      exact_gradient: gradient of that part of the tilt whose scheme is exact, of the state's shape (zero where rewards give none).
+      exact_gradient: gradient of that part of the tilt whose scheme is exact, of the state's shape (zero where
+        rewards give none).
       gradient: gradient of the rest.
     """
 
@@ -58,7 +59,9 @@ class Proposal(Protocol):
         """Whether B looks at what the models say of x_s: this costs one more evaluation at the very end."""
         ...
 
-    def reverse(self, transition: GaussianTransition, at_t: Local, exponent: Array, kernels: tuple[Gaussian, ...]) -> Kernel:
+    def reverse(
+        self, transition: GaussianTransition, at_t: Local, exponent: Array, kernels: tuple[Gaussian, ...]
+    ) -> Kernel:
         """A(x_s | x_t). ``exponent`` is bar, the sum of exponents on this step; ``kernels`` the models' K_i(x_s | x_t)."""
         ...
 
@@ -74,8 +77,8 @@ class Drift:
 
     Attributes:
       coefficients: (c_a, c_b), or None for the symmetric choice.
-      matched: the reference-matched form, for steps that are not small: weights are exactly constant where the data are the
-        reference, whatever the step. Otherwise the leading-order form, A = N(x_t / a + c_a (v / a) S, C) and
+      matched: the reference-matched form, for steps that are not small: weights are exactly constant where the data
+        are the reference, whatever the step. Otherwise the leading-order form, A = N(x_t / a + c_a (v / a) S, C) and
         B = N(a x_s + c_b v S, v I).
     """
 
@@ -92,12 +95,14 @@ class Drift:
     ) -> Gaussian:
         c_a, _ = self._coefficients(exponent)
         reference = transition.reference_reverse(at_t.x)
-        excess = sum(beta * (kernel.shift - reference.shift) for beta, kernel in zip(at_t.exponents, kernels, strict=True))
+        excess = sum(
+            beta * (kernel.shift - reference.shift) for beta, kernel in zip(at_t.exponents, kernels, strict=True)
+        )
         if self.matched:
             rho, slope, _ = transition.tempered_reference(exponent)
             shift = reference.shift + slope * at_t.x
         else:
-            rho = 1.0
+            rho = jnp.ones(())
             decay, v_t = transition.decay, transition.t.reference_variance
             shift = (-transition.decay_shift - c_a * exponent * transition.variance / v_t) / decay * at_t.x
         relative, basis = combine_covariances(kernels, at_t.exponents / exponent)
@@ -112,11 +117,14 @@ class Drift:
         if self.matched:
             rho, _, slope = transition.tempered_reference(exponent)
         else:
-            rho, slope = 1.0, -c_b * exponent * transition.variance / transition.s.reference_variance
+            rho = jnp.ones(())
+            slope = -c_b * exponent * transition.variance / transition.s.reference_variance
         scores = [transition.s.excess_score(evaluation.excess) for evaluation in at_s.evaluations]
         excess = sum(beta * score for beta, score in zip(at_s.exponents, scores, strict=True))
         drift = transition.variance * (c_b * excess + 0.5 * at_s.gradient)
-        return Gaussian(noising.anchor, noising.shift + slope * at_s.x + drift, rho * noising.variance, subspace=noising.subspace)
+        return Gaussian(
+            noising.anchor, noising.shift + slope * at_s.x + drift, rho * noising.variance, subspace=noising.subspace
+        )
 
     def _coefficients(self, exponent: Array) -> tuple[Any, Any]:
         if self.coefficients is not None:
@@ -208,12 +216,16 @@ def get_proposal(proposal: Any) -> Proposal:
             return Drift()
         if proposal == "feynman_kac":
             return FeynmanKac()
-        raise ValueError(f"unknown proposal {proposal!r}; use 'symmetric', 'feynman_kac', a pair (c_a, c_b) or an object")
+        raise ValueError(
+            f"unknown proposal {proposal!r}; use 'symmetric', 'feynman_kac', a pair (c_a, c_b) or an object"
+        )
     if isinstance(proposal, (tuple, list)):
         if len(proposal) != 2:
             raise ValueError(f"a pair (c_a, c_b) has two numbers, got {len(proposal)}: {proposal}")
         return Drift((float(proposal[0]), float(proposal[1])))
     missing = [name for name in ("needs_auxiliary", "reverse", "forward") if not hasattr(proposal, name)]
     if missing:
-        raise ValueError(f"a proposal object needs the methods of rnejax.control.Proposal; {type(proposal).__name__} lacks {missing}")
+        raise ValueError(
+            f"a proposal object needs the methods of rnejax.control.Proposal; {type(proposal).__name__} lacks {missing}"
+        )
     return proposal

@@ -69,8 +69,8 @@ class Reward:
             strengths = np.asarray([float(self.schedule(t)) for t in times])
             if not np.isfinite(strengths).all() or abs(strengths[0] - 1) > 1e-6:
                 raise ValueError(
-                    f"a reward's schedule must be finite everywhere and 1 at t_min = {times[0]:g}, where the target is; it "
-                    f"gives {strengths[0]:.6g} there (scale the reward with scale=)"
+                    f"a reward's schedule must be finite everywhere and 1 at t_min = {times[0]:g}, where the target is; "
+                    f"it gives {strengths[0]:.6g} there (scale the reward with scale=)"
                 )
         for factor in self.factors:
             strengths = strengths * np.asarray([float(factor(t)) if callable(factor) else float(factor) for t in times])
@@ -81,7 +81,9 @@ class Reward:
         if not self.host:
             return jax.vmap(self._one)(y)
         out = jax.ShapeDtypeStruct((len(y),), y.dtype)
-        return jax.pure_callback(lambda batch: self._checked(np.asarray(self._call(np.asarray(batch)), y.dtype), len(y)), out, y)
+        return jax.pure_callback(
+            lambda batch: self._checked(np.asarray(self._call(np.asarray(batch)), y.dtype), len(y)), out, y
+        )
 
     def without_schedule(self) -> Reward:
         """What is left when the strengths have been computed: two schedules of the same reward compile once."""
@@ -99,5 +101,7 @@ class Reward:
     @staticmethod
     def _checked(values: np.ndarray, n: int) -> np.ndarray:
         if values.shape != (n,):
-            raise ValueError(f"a host reward must return one number per example: expected shape ({n},), got {values.shape}")
+            raise ValueError(
+                f"a host reward must return one number per example: expected shape ({n},), got {values.shape}"
+            )
         return values

@@ -6,8 +6,8 @@ The log-weight of a step from t to s < t (mathematics.md, section 4), with refer
             + (bar_t - 1) [ log ref_s(x_s) - log ref_t(x_t) ] + (bar_s - bar_t) log ref_s(x_s)
             + log(K_ref / A)(x_s) + log(B / F)(x_t) + tilt_s(x_s) - tilt_t(x_t)
 
-where E_i = log p_{i,s}(x_s) - log ref_s(x_s) is what the particle has accumulated of model i's log-density; it is needed
-for exponents that vary in time, and comes out as the density of each particle under each model.
+where E_i = log p_{i,s}(x_s) - log ref_s(x_s) is what the particle has accumulated of model i's log-density; it is
+needed for exponents that vary in time, and comes out as the density of each particle under each model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from ..covariance import Evaluation
 from ..density import check_times, prior_excess, to_user_log_density
 from ..increments import exact, transitions
-from ..kernels import Array, Gaussian, Kernel
+from ..kernels import Array, Gaussian, Kernel, log_ratio
 from ..model import DiffusionModel
 from ..processes import GaussianTransition, NoiseLevel
 from ..processes.gaussian import reference
@@ -42,7 +42,8 @@ class Steered(NamedTuple):
 
     Attributes:
       particles: (num_particles, *shape), in the user's coordinates.
-      log_weights: (num_particles,), with a mean weight of 1; exp(log_normalizer + log_weights) are the unnormalised weights.
+      log_weights: (num_particles,), with a mean weight of 1; exp(log_normalizer + log_weights) are the unnormalised
+        weights.
       log_normalizer: estimate of log Z, in nats; exp of it is unbiased. What Z is: see :func:`steer`.
       log_densities: log-density of each particle under each model along its own path: (num_particles, num_models).
       info: per step, in order of execution (t_max to t_min): ``time`` arrived at, ``ess`` after weighing, ``resampled``
@@ -111,12 +112,12 @@ def steer(
       check: raise on NaN or infinite weights (outside jit); ``info.fault`` tells inside.
       warn: warn in plain words where the result should not be trusted (outside jit).
 
-    ``log_normalizer`` estimates, in nats with respect to Lebesgue measure in the user's coordinates: for temper, product
-    and guide log of the integral of prod_i p_{i,t_min}^{beta_i}; for tilt(exact=True) log E[e^r] under the law that the
-    model *generates* on this grid; for both together log of the integral of p^beta e^r.
+    ``log_normalizer`` estimates, in nats with respect to Lebesgue measure in the user's coordinates: for temper,
+    product and guide log of the integral of prod_i p_{i,t_min}^{beta_i}; for tilt(exact=True) log E[e^r] under the
+    law that the model *generates* on this grid; for both together log of the integral of p^beta e^r.
 
-    Costs one network evaluation per model, particle and step, and one more at the end where the auxiliary kernel looks at
-    the last state (exponents that do not sum to 1). Gradients of rewards at x0 cost a backward pass each.
+    Costs one network evaluation per model, particle and step, and one more at the end where the auxiliary kernel
+    looks at the last state (exponents that do not sum to 1). Gradients of rewards at x0 cost a backward pass each.
 
     Raises:
       ValueError: for unsuitable times, exponents whose sum is not positive, unknown names.
@@ -163,7 +164,10 @@ def steer(
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(steered)):
         if check:
             raise_on_fault(
-                steered, num_particles=num_particles, num_steps=len(times), describe=_describe(result.info.aux, arrival_times)
+                steered,
+                num_particles=num_particles,
+                num_steps=len(times),
+                describe=_describe(result.info.aux, arrival_times),
             )
         if warn:
             for message in diagnose(steered):
@@ -225,7 +229,9 @@ def steps_in_window(window: tuple[float, float] | None, times: np.ndarray) -> tu
     begins = times[::-1][:-1]  # iteration k = 1, ..., n begins at begins[k - 1]
     inside = np.flatnonzero((begins >= low) & (begins <= high))
     if inside.size == 0:
-        raise ValueError(f"no step begins at a time in the window [{low:g}, {high:g}]; times span [{times[0]:g}, {times[-1]:g}]")
+        raise ValueError(
+            f"no step begins at a time in the window [{low:g}, {high:g}]; times span [{times[0]:g}, {times[-1]:g}]"
+        )
     return int(inside[0]) + 1, int(inside[-1]) + 2
 
 
@@ -250,7 +256,7 @@ def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:
     return describe
 
 
-# ------------------------------------------------------------------------------------ the Feynman-Kac problem of a target
+# ---------------------------------------------------------------------------- the Feynman-Kac problem of a target
 
 
 class Particle(NamedTuple):
@@ -288,8 +294,8 @@ def control_steps(
     at_s = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:1], leaf]), steps)  # the first iteration moves nothing
     levels = jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), process.level(times))
 
-    def by_step(values: np.ndarray) -> tuple[Array, Array]:
-        values = jnp.asarray(values[::-1], jnp.result_type(float))
+    def by_step(increasing: np.ndarray) -> tuple[Array, Array]:
+        values = jnp.asarray(increasing[::-1], jnp.result_type(float))
         return values, jnp.concatenate([values[:1], values[:-1]])
 
     exponents_s, exponents_t = by_step(exponents)
@@ -359,9 +365,9 @@ class Steer:
 
         x = jax.lax.cond(step.is_first, lambda: particles.x, move)
         evaluations, rewards, exact_gradient, gradient = self.look(key_look, x, step)
-        log_reference = jax.vmap(
-            lambda x: reference(step.level, x.shape, self.models[0].process.subspace).log_prob(x)
-        )(x)
+        log_reference = jax.vmap(lambda x: reference(step.level, x.shape, self.models[0].process.subspace).log_prob(x))(
+            x
+        )
         arrived = Particle(
             x, evaluations, rewards, exact_gradient, gradient, log_reference, particles.excess_log_densities
         )
@@ -378,9 +384,7 @@ class Steer:
 
     # -- looking at states: the only place where networks and rewards are called ---------------------------------------
 
-    def look(
-        self, key: Array, x: Array, step: ControlStep
-    ) -> tuple[tuple[Evaluation, ...], Array, Array, Array]:
+    def look(self, key: Array, x: Array, step: ControlStep) -> tuple[tuple[Evaluation, ...], Array, Array, Array]:
         """Evaluations, rewards, and gradients of the exact and of the other tilt, of a batch of states."""
         return jax.lax.cond(
             step.evaluate,
@@ -397,9 +401,7 @@ class Steer:
         shapes = jax.eval_shape(lambda x: self._evaluate(jax.random.key(0), x, self.top), x)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def _look(
-        self, evaluate: Any, x: Array, step: ControlStep
-    ) -> tuple[tuple[Evaluation, ...], Array, Array, Array]:
+    def _look(self, evaluate: Any, x: Array, step: ControlStep) -> tuple[tuple[Evaluation, ...], Array, Array, Array]:
         through_network = any(reward.gradient and reward.at == "x0" for reward in self.rewards)
         known = None if through_network else evaluate(x)
 
@@ -421,7 +423,7 @@ class Steer:
             exact_gradient = project(pullback((one, zero))[0])
             gradient = project(pullback((zero, one))[0])
         else:
-            evaluations, values = known, {}
+            evaluations, values = evaluate(x) if known is None else known, {}
             exact_gradient = gradient = jnp.zeros_like(x)
         for i, reward in enumerate(self.rewards):
             if not reward.gradient:
@@ -490,13 +492,6 @@ class Steer:
         return models + references + moves + tilt, excess_increments
 
 
-def log_ratio(numerator: Kernel, denominator: Kernel, x: Array) -> Array:
-    """log p(x) - log q(x), without cancellation where both are Gaussian."""
-    if isinstance(numerator, Gaussian) and isinstance(denominator, Gaussian):
-        return numerator.log_ratio(denominator, x)
-    return numerator.log_prob(x) - denominator.log_prob(x)
-
-
 # --------------------------------------------------------------------------------------------------- start and checks
 
 
@@ -516,8 +511,8 @@ def initial_law(models: tuple[DiffusionModel, ...], top: NoiseLevel, exponents: 
     precision = sum(beta * p for beta, p in zip(betas, precisions, strict=True))
     if not isinstance(precision, jax.core.Tracer) and not bool(jnp.all(precision > 0)):
         raise ValueError(
-            f"the product of priors^exponents has no positive precision at t_max: exponents {np.asarray(exponents)} give "
-            f"{float(jnp.min(precision)):.3g}; their weighted sum must be positive"
+            f"the product of priors^exponents has no positive precision at t_max: exponents {np.asarray(exponents)} "
+            f"give {float(jnp.min(precision)):.3g}; their weighted sum must be positive"
         )
     mean = sum(beta * p * prior.mean for beta, p, prior in zip(betas, precisions, priors, strict=True)) / precision
     zeros = jnp.zeros_like(mean)
@@ -532,4 +527,7 @@ def check_exponents(exponents: np.ndarray, times: np.ndarray) -> None:
     totals = exponents.sum(axis=1)
     if not (totals > 0).all():
         k = int(np.flatnonzero(~(totals > 0))[0])
-        raise ValueError(f"exponents must have a positive sum at all times, got {exponents[k]} (sum {totals[k]:g}) at t = {times[k]:g}")
+        raise ValueError(
+            f"exponents must have a positive sum at all times, got {exponents[k]} (sum {totals[k]:g}) "
+            f"at t = {times[k]:g}"
+        )

@@ -1,4 +1,5 @@
-r"""What to sample instead: a target path q_t proportional to prod_i p_{i,t}(x)^{beta_{i,t}} exp(sum_j lambda_{j,t} r_j(x)).
+r"""What to sample instead: a target path q_t proportional to prod_i p_{i,t}(x)^{beta_{i,t}} exp(sum_j lambda_{j,t}
+r_j(x)).
 
 Annealing is one model with an exponent, composition several models, classifier-free guidance two models with exponents
 (1 - w, w), reward tilting one model and a reward. They are all one :class:`Target`, and targets compose.
@@ -51,7 +52,9 @@ class Target:
         Raises:
           ValueError: where a schedule returns something that is not a finite number per time.
         """
-        columns = [_evaluate_schedule(beta, times, f"the exponent of model {i}") for i, beta in enumerate(self.exponents)]
+        columns = [
+            _evaluate_schedule(beta, times, f"the exponent of model {i}") for i, beta in enumerate(self.exponents)
+        ]
         return np.stack(columns, axis=1)
 
     def strengths_at(self, times: np.ndarray) -> np.ndarray:
@@ -85,7 +88,9 @@ def temper(model_or_target: DiffusionModel | Target, beta: Exponent) -> Target:
     """
     base = as_target(model_or_target)
     if any(reward.exact for reward in base.rewards):
-        raise ValueError("cannot temper a tilt(exact=True), which is exact for exponent 1 only; use tilt(..., exact=False)")
+        raise ValueError(
+            "cannot temper a tilt(exact=True), which is exact for exponent 1 only; use tilt(..., exact=False)"
+        )
     exponents = tuple(_multiply(beta, own) for own in base.exponents)
     rewards = tuple(replace(reward, factors=(*reward.factors, beta)) for reward in base.rewards)
     return Target(base.models, exponents, rewards)
@@ -117,7 +122,9 @@ def product(
         for attribute in ("process", "shape", "transform"):
             ours, theirs = getattr(first, attribute), getattr(model, attribute)
             if ours != theirs:
-                raise ValueError(f"models of a target must share one {attribute}: model 0 has {ours}, model {i} has {theirs}")
+                raise ValueError(
+                    f"models of a target must share one {attribute}: model 0 has {ours}, model {i} has {theirs}"
+                )
     return Target(
         models,
         tuple(beta for part in parts for beta in part.exponents),
@@ -128,7 +135,8 @@ def product(
 def guide(
     unconditional: DiffusionModel | Target, conditional: DiffusionModel | Target, scale: Exponent = 2.0
 ) -> Target:
-    """p_u^{1 - w} p_c^w: what classifier-free guidance with scale w means to sample, and does not (Ho and Salimans 2022).
+    """p_u^{1 - w} p_c^w: what classifier-free guidance with scale w means to sample, and does not (Ho and Salimans
+    2022).
 
     ``scale`` is a number or a function of time; 1 is the conditional model itself.
     """
@@ -151,21 +159,21 @@ def tilt(
 
     Args:
       model_or_target: the base.
-      reward: ``reward(x)`` on one example in the user's coordinates, a scalar in nats; -inf forbids. With ``host=True`` a
-        numpy function of a batch, (n, *shape) -> (n,), called back on the host.
+      reward: ``reward(x)`` on one example in the user's coordinates, a scalar in nats; -inf forbids. With
+        ``host=True`` a numpy function of a batch, (n, *shape) -> (n,), called back on the host.
       schedule: its strength lambda(t), a function of time that is 1 at t_min. Default: the fraction of the reference's
         variance that is signal, alpha_t^2 data_std^2 / V_t, normalised to 1 at t_min.
       exact: True: the law *generated* by the model times exp(r), exactly, for any error of the network and any step
         (auxiliary kernel = noising kernel). False: lower variance, exact only as far as noising and denoising agree.
-      at: where intermediate rewards are evaluated: ``x`` (the noisy state) or ``x0`` (the predicted clean state). At t_min
-        it is always the state itself.
+      at: where intermediate rewards are evaluated: ``x`` (the noisy state) or ``x0`` (the predicted clean state). At
+        t_min it is always the state itself.
       gradient: let the proposal follow the reward's gradient. Default: yes, but not for a host reward.
       host: the reward is a numpy function.
       scale: multiplies the reward.
 
     Raises:
-      ValueError: for ``exact=True`` on anything but one model with exponent 1, an unknown ``at``, or the gradient of a host
-        reward.
+      ValueError: for ``exact=True`` on anything but one model with exponent 1, an unknown ``at``, or the gradient of
+        a host reward.
     """
     base = as_target(model_or_target)
     if exact and not (len(base.models) == 1 and not callable(base.exponents[0]) and base.exponents[0] == 1):

@@ -120,10 +120,10 @@ class GaussianTransition(NamedTuple):
     def tempered_reference(self, exponent: Array) -> tuple[Array, Array, Array]:
         r"""The step of the reference's tempered path, ref^bar: coefficients (rho, A's, B's) for bar = ``exponent`` > 0.
 
-        With V the reference's variance, rho = min(1, V_t / (bar v)) and r = sqrt(max(0, V_s - bar rho v V_s / V_t) / V_t),
-        the kernels A = N(r x_t, rho C) and B = N((r V_t / V_s) x_s, rho v I) are each other's reversal with respect to
-        ref^bar (mathematics.md, section 4). Returned are rho and the *differences* of these slopes from those of the
-        untempered reference's kernels, r - a V_s / V_t and r V_t / V_s - a, which vanish for bar = 1:
+        With V the reference's variance, rho = min(1, V_t / (bar v)) and r = sqrt(max(0, V_s - bar rho v V_s / V_t) /
+        V_t), the kernels A = N(r x_t, rho C) and B = N((r V_t / V_s) x_s, rho v I) are each other's reversal with
+        respect to ref^bar (mathematics.md, section 4). Returned are rho and the *differences* of these slopes from
+        those of the untempered reference's kernels, r - a V_s / V_t and r V_t / V_s - a, which vanish for bar = 1:
 
             r - a V_s / V_t = sqrt(V_s / V_t) u (1 - bar rho) / (sqrt(1 - bar rho u) + sqrt(1 - u)),   u = v / V_t.
         """
@@ -161,7 +161,6 @@ def drift_and_diffusion(level: NoiseLevel) -> tuple[Array, Array]:
 def reference(level: NoiseLevel, shape: tuple[int, ...], subspace: Subspace) -> Gaussian:
     zeros = jnp.zeros(shape, jnp.result_type(float))
     return Gaussian(zeros, zeros, jnp.asarray(level.reference_variance, zeros.dtype), subspace=subspace)
-
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def validate_times(process: GaussianProcess, times: Any) -> np.ndarray:
         k = int(bad[0])
         hint = "; they run from data to noise: reverse them" if (np.diff(times) < 0).all() else ""
         raise ValueError(
-            f"times must increase strictly, but times[{k}] = {times[k]:.6g} >= times[{k + 1}] = {times[k + 1]:.6g}{hint}"
+            f"times must increase strictly, but times[{k}] = {times[k]:.6g} >= times[{k + 1}] = "
+            f"{times[k + 1]:.6g}{hint}"
         )
     low, high = process.domain
     if times[0] < low or times[-1] > high:

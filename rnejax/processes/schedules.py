@@ -103,7 +103,8 @@ class RectifiedFlow(GaussianProcess):
 @_static
 @dataclass(frozen=True, init=False)
 class VarianceExploding(GaussianProcess):
-    """alpha = 1, sigma = t: time is the noise level, as in EDM. Defaults: t in [sigma_min, sigma_max]. Karras et al. 2022."""
+    """alpha = 1, sigma = t: time is the noise level, as in EDM. Defaults: t in [sigma_min, sigma_max]. Karras et al.
+    2022."""
 
     domain = (0.0, float("inf"))
     default_grid = "edm"
@@ -144,9 +145,9 @@ class VarianceExploding(GaussianProcess):
 class DiscreteVariancePreserving(GaussianProcess):
     """A DDPM trained on a table of betas: alpha_t^2 = prod_{i <= t} (1 - beta_i) for t = 1, ..., n.
 
-    Time is the step number, so t = 0 is clean data and ``range(1, n + 1)`` reproduces the table; in between log alpha is
-    linear, which leaves every kernel exact. The network of step t is usually called with the index t - 1: build the
-    model with ``noise_level="index"``. Ho, Jain and Abbeel 2020.
+    Time is the step number, so t = 0 is clean data and ``range(1, n + 1)`` reproduces the table; in between log
+    alpha is linear, which leaves every kernel exact. The network of step t is usually called with the index t - 1:
+    build the model with ``noise_level="index"``. Ho, Jain and Abbeel 2020.
 
     Raises:
       ValueError: if the betas are not all in (0, 1).
