@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
-import blackjax.smc.resampling as blackjax_resampling
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -102,22 +102,33 @@ class Resampling:
 
 def multinomial(key: Array, weights: Array, num_samples: int) -> Array:
     """Independent draws: ancestors i.i.d. with probabilities ``weights``. The largest variance."""
-    return _guarded(blackjax_resampling.multinomial, key, weights, num_samples)
+    return _guarded(_of_blackjax().multinomial, key, weights, num_samples)
 
 
 def stratified(key: Array, weights: Array, num_samples: int) -> Array:
     """One uniform in each of ``num_samples`` equal strata (Kitagawa 1996)."""
-    return _guarded(blackjax_resampling.stratified, key, weights, num_samples)
+    return _guarded(_of_blackjax().stratified, key, weights, num_samples)
 
 
 def systematic(key: Array, weights: Array, num_samples: int) -> Array:
     """One uniform shared by all strata (Carpenter et al. 1999): floor or ceil of num_samples W_i descendants."""
-    return _guarded(blackjax_resampling.systematic, key, weights, num_samples)
+    return _guarded(_of_blackjax().systematic, key, weights, num_samples)
 
 
 def residual(key: Array, weights: Array, num_samples: int) -> Array:
     """floor(num_samples W_i) descendants for certain, the rest multinomial (Liu & Chen 1998)."""
-    return _guarded(blackjax_resampling.residual, key, weights, num_samples)
+    return _guarded(_of_blackjax().residual, key, weights, num_samples)
+
+
+def _of_blackjax() -> Any:
+    """blackjax's index functions, imported when the first is wanted.
+
+    To import blackjax starts a JAX backend, after which the device can no longer be chosen, so `import rnejax` must not
+    do it; and it computes constants, which must not become part of whatever is being traced just then.
+    """
+    with jax.ensure_compile_time_eval():
+        import blackjax.smc.resampling
+    return blackjax.smc.resampling
 
 
 SCHEMES: Mapping[str, Resampler] = MappingProxyType(

@@ -58,7 +58,7 @@ def test_no_particle_of_zero_weight_among_a_million_in_float32(scheme):
 @schemes
 def test_whatever_index_is_found_a_particle_of_positive_weight_is_returned(scheme, monkeypatch):
     found = jnp.arange(WEIGHTS.size)
-    monkeypatch.setattr(resampling.blackjax_resampling, scheme, lambda key, weights, num_samples: found)
+    monkeypatch.setattr(resampling._of_blackjax(), scheme, lambda key, weights, num_samples: found)
     ancestors = SCHEMES[scheme](jax.random.key(0), WEIGHTS, WEIGHTS.size)
     # Each index of zero weight goes to the last one before it of positive weight; before the first, to the first.
     np.testing.assert_array_equal(ancestors, [1, 1, 2, 2, 4, 5, 6, 7, 7])
