@@ -6,7 +6,7 @@ marginal densities follow from transition kernels that every model already has (
 
 from . import control, covariance, increments, kernels, processes, smc, transforms
 from .calibration import calibrate
-from .control import guide, product, steer, temper, tilt
+from .control import guide, observe, product, steer, temper, tilt
 from .density import log_density, sample
 from .increments import increment
 from .model import DiffusionModel
@@ -27,6 +27,7 @@ __all__ = [
     "kernels",
     "load_model",
     "log_density",
+    "observe",
     "processes",
     "product",
     "resample",

@@ -1,5 +1,6 @@
 """Inference-time control: targets, rewards, proposals, and steer()."""
 
+from .observations import observe
 from .proposals import Drift, FeynmanKac, Local, Proposal
 from .rewards import Reward
 from .steer import Steered, SteerInfo, SteeringWarning, steer
@@ -16,6 +17,7 @@ __all__ = [
     "SteeringWarning",
     "Target",
     "guide",
+    "observe",
     "product",
     "steer",
     "temper",

@@ -62,7 +62,7 @@ class Proposal(Protocol):
     def reverse(
         self, transition: GaussianTransition, at_t: Local, exponent: Array, kernels: tuple[Gaussian, ...]
     ) -> Kernel:
-        """A(x_s | x_t). ``exponent`` is bar, the sum of exponents on this step; ``kernels`` the models' K_i(x_s | x_t)."""
+        """A(x_s | x_t). ``exponent`` is bar, the sum of exponents; ``kernels`` the models' K_i(x_s | x_t)."""
         ...
 
     def forward(self, transition: GaussianTransition, at_s: Local, exponent: Array) -> Kernel:

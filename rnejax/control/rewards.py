@@ -28,7 +28,7 @@ class Reward:
     """
 
     fn: Callable[[Any], Any] | None
-    schedule: Callable[[Any], Any] | None
+    schedule: Any  # None, a function of time, or an object whose strengths(process, times) are 1 at t_min
     exact: bool
     at: str
     gradient: bool
@@ -61,16 +61,19 @@ class Reward:
         Raises:
           ValueError: if a schedule of the user's own does not end at 1 at t_min, where the target would be another.
         """
+        strengths: np.ndarray
         if self.schedule is None:
             level = process._level(times)
             fraction = level.alpha**2 / level.reference_variance
             strengths = fraction / fraction[0]
+        elif hasattr(self.schedule, "strengths"):
+            strengths = self.schedule.strengths(process, times)
         else:
             strengths = np.asarray([float(self.schedule(t)) for t in times])
             if not np.isfinite(strengths).all() or abs(strengths[0] - 1) > 1e-6:
                 raise ValueError(
-                    f"a reward's schedule must be finite everywhere and 1 at t_min = {times[0]:g}, where the target is; "
-                    f"it gives {strengths[0]:.6g} there (scale the reward with scale=)"
+                    f"a reward's schedule must be finite everywhere and 1 at t_min = {times[0]:g}, where the target "
+                    f"is; it gives {strengths[0]:.6g} there (scale the reward with scale=)"
                 )
         for factor in self.factors:
             strengths = strengths * np.asarray([float(factor(t)) if callable(factor) else float(factor) for t in times])

@@ -147,7 +147,7 @@ def guide(
 def tilt(
     model_or_target: DiffusionModel | Target,
     reward: Callable[[Array], Array],
-    schedule: Schedule | None = None,
+    schedule: Any = None,
     exact: bool = True,
     *,
     at: str = "x",
@@ -161,7 +161,8 @@ def tilt(
       model_or_target: the base.
       reward: ``reward(x)`` on one example in the user's coordinates, a scalar in nats; -inf forbids. With
         ``host=True`` a numpy function of a batch, (n, *shape) -> (n,), called back on the host.
-      schedule: its strength lambda(t), a function of time that is 1 at t_min. Default: the fraction of the reference's
+      schedule: its strength lambda(t), a function of time that is 1 at t_min (or an object with a method
+        ``strengths(process, times)``, as :func:`rnejax.observe` uses). Default: the fraction of the reference's
         variance that is signal, alpha_t^2 data_std^2 / V_t, normalised to 1 at t_min.
       exact: True: the law *generated* by the model times exp(r), exactly, for any error of the network and any step
         (auxiliary kernel = noising kernel). False: lower variance, exact only as far as noising and denoising agree.

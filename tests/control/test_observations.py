@@ -1,0 +1,76 @@
+"""Posterior sampling for an observation, against conjugate Gaussian answers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnejax as rj
+from rnejax.control.observations import LikelihoodStrength
+
+DATA_STD = 0.7
+PROCESS = rj.processes.VariancePreserving(data_std=DATA_STD)
+
+
+def gaussian_model():
+    def score(x, t):
+        return -x / (PROCESS.alpha(t) ** 2 * DATA_STD**2 + PROCESS.sigma(t) ** 2)
+
+    return rj.DiffusionModel(PROCESS, score, "score", "reference", (2,))
+
+
+MODEL = gaussian_model()
+
+
+@pytest.mark.parametrize("noise_std", [0.1, 0.5])
+def test_posterior_and_evidence_are_those_of_the_conjugate_gaussian(noise_std):
+    y = jnp.asarray([0.8])
+    target = rj.observe(MODEL, lambda x: x[:1], y, noise_std)
+    result = rj.steer(jax.random.key(0), target, rj.time_grid(PROCESS, 100), 256, num_groups=16, warn=False)
+    prior = float(PROCESS.reference(PROCESS.t_min).variance)
+    shrink = prior / (prior + noise_std**2)
+    evidence = -0.5 * float(y[0]) ** 2 / (prior + noise_std**2) - 0.5 * np.log(2 * np.pi * (prior + noise_std**2))
+    log_mean = jax.scipy.special.logsumexp(result.log_normalizer) - np.log(16)
+    assert abs(log_mean - evidence) < 4 * result.standard_error
+    (mean, square), (mean_error, square_error) = rj.weighted_mean(lambda x: (x, x**2), result)
+    assert np.all(np.abs(mean - np.array([shrink * y[0], 0.0])) < 4 * mean_error)
+    expected = np.array([shrink * noise_std**2 + (shrink * y[0]) ** 2, prior])
+    assert np.all(np.abs(square - expected) < 4 * square_error)
+
+
+def test_another_observation_recompiles_nothing():
+    traces = []
+
+    def operator(x):
+        traces.append(1)
+        return x[:1]
+
+    times = rj.time_grid(PROCESS, 5)
+    for value in (0.1, 0.9):
+        before = len(traces)
+        rj.steer(
+            jax.random.key(0),
+            rj.observe(MODEL, operator, jnp.asarray([value]), 0.5),
+            times,
+            4,
+            warn=False,
+        )
+    # observe itself looks at the operator's shape once; nothing else does the second time
+    assert before > 0
+    assert len(traces) == before
+
+
+def test_strength_grows_to_one_and_knows_the_models_covariance():
+    times = rj.time_grid(PROCESS, 10)
+    plain = LikelihoodStrength(0.01, (), (), 1.0).strengths(PROCESS, times)
+    assert plain[0] == 1
+    assert np.all(np.diff(plain) < 0)
+    sharp = LikelihoodStrength(0.01, (-20.0, 20.0), (0.1, 0.1), 1.0).strengths(PROCESS, times)
+    assert np.all(sharp[1:] > plain[1:])
+
+
+def test_bad_observations_say_what_is_wrong():
+    with pytest.raises(ValueError, match="noise_std must be positive"):
+        rj.observe(MODEL, lambda x: x, jnp.zeros(2), 0.0)
+    with pytest.raises(ValueError, match=r"returns shape \(2,\).*y has \(3,\)"):
+        rj.observe(MODEL, lambda x: x, jnp.zeros(3), 0.1)
