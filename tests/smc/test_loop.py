@@ -209,6 +209,12 @@ def test_groups_are_independent_of_each_other():
         assert np.array_equal(first.log_normalizer[group], second.log_normalizer[group]) == same
 
 
+def test_groups_with_the_same_weights_draw_different_ancestors():
+    increments = jnp.tile(jnp.linspace(0, 1, 16), (3, 3))
+    result = smc.run(KEY, Prescribed(jnp.zeros(48)), increments, num_particles=16, num_groups=3, resampling=ALWAYS)
+    assert len({tuple(row) for row in np.asarray(result.info.eve).tolist()}) == 3
+
+
 def test_group_axis_comes_first_everywhere():
     steps = jnp.asarray(OBSERVATIONS)
     alone = smc.run(KEY, state_space(), steps, num_particles=5, save=SAVEABLE)
@@ -235,6 +241,24 @@ def test_a_bar_changes_nothing_but_the_bar(capsys):
 def test_there_is_no_bar_where_there_is_no_terminal(capsys):
     smc.run(KEY, state_space(), jnp.asarray(OBSERVATIONS), num_particles=4)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("scheme", ["systematic", "residual"])
+def test_nothing_is_promoted_implicitly(scheme):
+    # In 64-bit mode as well: float32 particles and weights stay float32.
+    rule = smc.Resampling(scheme=scheme, ess_threshold=1.01, partial=0.5, final=True)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        result = smc.run(
+            KEY,
+            Prescribed(jnp.zeros(32, jnp.float32)),
+            jnp.zeros((3, 32), jnp.float32),
+            num_particles=16,
+            num_groups=2,
+            resampling=rule,
+            save=SAVEABLE,
+        )
+        smc.log_normalizer_with_error(result)
+    assert result.log_weights.dtype == result.log_normalizer.dtype == result.info.ess.dtype == jnp.float32
 
 
 def test_jit_equals_no_jit():
@@ -330,6 +354,7 @@ def test_a_fault_under_jit_is_recorded_and_leaves_other_groups_alone(value, num,
     bad, good = run(faulty(value, num)), run(jnp.zeros((6, 32)))
     np.testing.assert_array_equal(bad.info.fault.code, [0, 0, code, 0])
     np.testing.assert_array_equal(jnp.isfinite(bad.log_normalizer), [True, True, False, True])
+    assert not jnp.any(bad.info.resampled[2, 4:])
     healthy = jnp.array([0, 1, 3])
     np.testing.assert_array_equal(bad.log_normalizer[healthy], good.log_normalizer[healthy])
     np.testing.assert_array_equal(bad.particles[healthy], good.particles[healthy])
