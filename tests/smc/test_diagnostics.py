@@ -43,7 +43,6 @@ def test_pareto_k_of_groups_is_that_of_each():
 
 def test_a_good_run_is_not_warned_of():
     steps = jnp.asarray(OBSERVATIONS)
-    assert smc.diagnose(smc.run(KEY, state_space(), steps, num_particles=1000)) == []
     assert smc.diagnose(smc.run(KEY, state_space(), steps, num_particles=1000, num_groups=4)) == []
 
 

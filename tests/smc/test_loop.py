@@ -32,13 +32,12 @@ RULES = {
     "always": ALWAYS,
     **{scheme: smc.Resampling(scheme=scheme) for scheme in ("multinomial", "stratified", "residual")},
     "partial": smc.Resampling(ess_threshold=0.7, partial=0.5),
-    "every": smc.Resampling(every=3),
-    "window": smc.Resampling(ess_threshold=0.9, window=(2, 6)),
+    "every": smc.Resampling(every=2, window=(3, 7)),
     "final": smc.Resampling(final=True),
 }
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "final"])
 def test_normalizer_and_moments_are_unbiased_against_the_kalman_filter(rule):
     with jax.enable_x64(True):
         problem = state_space(jnp.float64)
