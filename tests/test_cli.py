@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rnejax.config import (
     DensityRun,
     SampleRun,
     SteerRun,
+    TrainRun,
     describe_keys,
     dump_config,
     find_config,
@@ -176,7 +178,7 @@ def test_a_shipped_configuration_is_found_by_name_from_anywhere(tmp_path, monkey
     )
 
 
-@pytest.mark.parametrize("kind", [SampleRun, DensityRun, SteerRun])
+@pytest.mark.parametrize("kind", [TrainRun, SampleRun, DensityRun, SteerRun])
 def test_every_key_is_described(kind):
     undescribed = [key for key, _, meaning in describe_keys(kind) if not meaning and not key.endswith(".kind")]
     assert not undescribed
@@ -258,6 +260,90 @@ def test_groups_keep_their_axis_in_the_arrays(toy, tmp_path):
         assert arrays["log_weights"].shape == (2, 8)
         assert arrays["log_normalizer"].shape == (2,)
     assert metrics(tmp_path / "out")["log_normalizer_standard_error_nats"] is not None
+
+
+SMALL_TRAINING = """
+network: {name: unet, arguments: {channels: [8, 8], embedding: 8}}
+training: {num_steps: 4, batch_size: 8, warmup_steps: 0, decay_steps: 0, report_every: 2, save_every: 2}
+calibration_steps: 3
+num_samples: 10
+grid: {num_steps: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def few_digits():
+    """Twenty images, so that a run takes seconds."""
+    from rnejax.systems import digits
+
+    load = digits.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digits, "load", lambda split: digits.Digits(*(part[:20] for part in load(split))))
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(few_digits, tmp_path_factory):
+    """The folder of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(["train", write(folder, SMALL_TRAINING), "--output", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def test_training_leaves_a_model_that_can_be_sampled(trained, tmp_path):
+    left = metrics(trained)
+    assert left["finished"]
+    assert left["step"] == 4
+    assert {"model.safetensors", "losses.png", "samples.png", "samples.npz"} <= set(left["files"])
+    again = write(tmp_path, f"model: {trained / 'model.safetensors'}\ngrid: {{num_steps: 2}}\nnum_samples: 3\n")
+    assert main(["sample", again, "--condition", "[1, null]", "--output", str(tmp_path / "sampled")]) == 0
+    model = rj.load_model(trained / "model.safetensors")
+    assert type(model.covariance).__name__ == "Analytic"
+    assert int(model.condition) == 10  # no class
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(trained, tmp_path, monkeypatch, capsys):
+    from rnejax.training import fit as whole_fit
+
+    def fit_half(*arguments, on_report, **options):
+        def stop_at_the_first_report(report):
+            on_report(report)
+            raise KeyboardInterrupt
+
+        return whole_fit(*arguments, on_report=stop_at_the_first_report, **options)
+
+    path = write(tmp_path, SMALL_TRAINING)
+    monkeypatch.setattr("rnejax.training.fit", fit_half)
+    with pytest.warns(UserWarning, match="interrupted after 2 of 4 steps"):
+        status = main(["train", path, "--output", str(tmp_path / "halved")])
+    monkeypatch.setattr("rnejax.training.fit", whole_fit)
+    assert status == 130
+    assert "interrupted after 2 of 4 steps" in capsys.readouterr().err
+    assert metrics(tmp_path / "halved")["interrupted"]
+    assert main(["train", path, "--output", str(tmp_path / "halved")]) == 0
+    whole, halved = (rj.load_model(folder / "model.safetensors").params for folder in (trained, tmp_path / "halved"))
+    jax.tree.map(np.testing.assert_array_equal, whole, halved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--network.name", "unte"], "did you mean 'unet'?"),
+        (["--network.arguments.chanels", "[8, 8]"], "did you mean 'channels'?"),
+        (["--training.warmup_steps", "9"], "warmup_steps + decay_steps must not exceed num_steps"),
+        (["--process.kind", "cosin"], "did you mean cosine?"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_a_folder_is_made(few_digits, tmp_path, capsys, change, message):
+    assert main(["train", write(tmp_path, SMALL_TRAINING), "--output", str(tmp_path / "out"), *change]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_state_of_other_settings_is_not_gone_on_from(trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "out")
+    assert main(["train", write(tmp_path, SMALL_TRAINING), "--output", str(tmp_path / "out"), "--seed", "1"]) == 2
+    assert "seed was 0, now 1" in capsys.readouterr().err
 
 
 def test_a_run_removes_the_pictures_of_the_one_before_and_nothing_else(toy, tmp_path):

@@ -24,6 +24,7 @@ from .sections import (
     SteerRun,
     Temper,
     Tilt,
+    TrainRun,
 )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "SteerRun",
     "Temper",
     "Tilt",
+    "TrainRun",
     "describe_keys",
     "dump_config",
     "find_config",

@@ -102,13 +102,18 @@ def parse_overrides(words: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Any
 
 
 def describe_keys(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(key, type and default, description) of every key, in order; the kinds of a choice come one after another."""
+    """(key, type and default, description) of every key, in order; the kinds of a choice come one after another.
+
+    The line that begins a kind has the key ``name: kind`` and no type.
+    """
     for name, field in kind.model_fields.items():
         sections = list(_sections(field.annotation))
         if len(sections) == 1 and field.default_factory is None and isinstance(field.default, Section):
             yield from describe_keys(sections[0], f"{prefix}{name}.")
             continue
-        default = "required" if field.is_required() else f"default {_plain(field.default)}"
+        default = (
+            "required" if field.is_required() else f"default {_plain(field.get_default(call_default_factory=True))}"
+        )
         described = "one of the kinds below" if sections else _name(field.annotation)
         yield f"{prefix}{name}", f"{described}, {default}", field.description or ""
         for section in sections:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -95,6 +95,10 @@ class DensityRun(ModelRun):
     """independent noisings of each point"""
     probability_flow: bool = False
     """also by the probability-flow differential equation, for comparison"""
+    tolerance: Positive = 1e-3
+    """of its solver, in nats and in the model's units"""
+    num_probes: Annotated[int, Field(ge=0)] = 1
+    """random probes of its divergence; 0 for the exact one, which costs a derivative per dimension"""
 
 
 # ---------------------------------------------------------------------------------------------------------------- steer
@@ -108,7 +112,7 @@ class ClassReward(Section):
     """the class"""
     strength: Number = 1.0
     """multiplies the log-probability"""
-    classifier: str = "digits_reward"
+    classifier: Literal["reward", "judge"] = "reward"
     """which of the shipped classifiers"""
 
 
@@ -208,7 +212,117 @@ class SteerRun(ModelRun):
     """how particles move: a name, or the coefficients [c_a, c_b] of the two kernels"""
     compare_uncorrected: bool = False
     """also run the same proposal without weights: what is done in practice"""
-    judge: str | None = None
+    judge: Literal["judge", "reward"] | None = None
     """a shipped classifier that judges the result, and is no part of it"""
     judge_label: int | None = None
     """the class the judge should see; by default the one the target asks for"""
+
+
+# ---------------------------------------------------------------------------------------------------------------- train
+
+
+class CosineProcess(Section):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+
+    kind: Literal["cosine"]
+
+
+class RectifiedFlowProcess(Section):
+    """alpha = 1 - t, sigma = t."""
+
+    kind: Literal["rectified_flow"]
+
+
+class VariancePreservingProcess(Section):
+    """The linear schedule of DDPM in continuous time."""
+
+    kind: Literal["variance_preserving"]
+    beta_min: Positive = 0.1
+    """rate of noising at t = 0"""
+    beta_max: Positive = 20.0
+    """rate of noising at t = 1"""
+
+
+class VarianceExplodingProcess(Section):
+    """alpha = 1, sigma = t."""
+
+    kind: Literal["variance_exploding"]
+    sigma_min: Positive = 1e-3
+    """smallest noise level"""
+    sigma_max: Positive = 10.0
+    """largest noise level"""
+
+
+Process = Annotated[
+    CosineProcess | RectifiedFlowProcess | VariancePreservingProcess | VarianceExplodingProcess,
+    Field(discriminator="kind"),
+]
+
+
+class Network(Section):
+    """Which network, and what it is built with."""
+
+    name: str = "unet"
+    """one of rnejax.networks.NETWORKS"""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """of its constructor"""
+
+
+class Training(Section):
+    """How the network is fitted: denoising score matching, Adam, a moving average of the weights."""
+
+    num_steps: PositiveInt = 6000
+    """optimiser steps in all"""
+    batch_size: PositiveInt = 32
+    """images per step"""
+    learning_rate: Positive = 1e-3
+    """its largest value"""
+    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    """steps of linear growth at the start"""
+    decay_steps: Annotated[int, Field(ge=0)] | None = 1000
+    """steps of cosine decay at the end; null for all after the warm-up"""
+    clip_norm: Positive = 1.0
+    """largest norm of a gradient"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """decoupled"""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """the share of the moving average that one step keeps"""
+    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """share of the images whose class is hidden: what guidance needs"""
+    dropout: bool = True
+    """whether the network's dropout is on"""
+    weighting: Literal["x0", "epsilon", "score", "v", "velocity"] | None = None
+    """the quantity whose squared error is the loss; by default the one that is predicted"""
+    log_snr_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """share of the noise levels drawn uniformly in log-SNR, as the likelihood weighs them; the rest uniform in t"""
+    log_snr_range: tuple[Number, Number] | None = (-2.0, 12.8)
+    """where those are drawn; null for the whole range"""
+    steps_per_call: PositiveInt = 1
+    """optimiser steps in one compiled call; more is faster on an accelerator"""
+    report_every: PositiveInt = 200
+    """steps between reports, which evaluate the moving average on validation images"""
+    save_every: PositiveInt = 200
+    """steps between saved states, from which an interrupted run goes on"""
+
+
+class TrainRun(Run):
+    """rnejax train: make a diffusion model."""
+
+    data: Literal["digits"] = "digits"
+    """what it is a model of"""
+    process: Process = CosineProcess(kind="cosine")
+    """what noise does"""
+    prediction: Literal["score", "x0", "epsilon", "v", "velocity"] = "v"
+    """what the network returns"""
+    network: Network = Network()
+    """which network"""
+    training: Training = Training()
+    """how it is fitted"""
+    calibration_steps: PositiveInt = 100
+    """times at which the covariance of the reverse kernel is tabulated, on validation images"""
+    storage: Literal["float32", "bfloat16", "float16"] = "float32"
+    """type of the stored weights"""
+    num_samples: PositiveInt = 100
+    """for the sheet of samples, ten classes in turn"""
+    grid: Grid = Grid()
+    """of those samples"""

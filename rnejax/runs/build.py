@@ -63,6 +63,20 @@ def make_times(config: ModelRun, model: rj.DiffusionModel) -> np.ndarray:
         raise ConfigError(f"grid: {error}") from error
 
 
+def build_process(process: Any) -> Any:
+    """A noising process from its configuration."""
+    kinds = {
+        "cosine": rj.processes.Cosine,
+        "rectified_flow": rj.processes.RectifiedFlow,
+        "variance_preserving": rj.processes.VariancePreserving,
+        "variance_exploding": rj.processes.VarianceExploding,
+    }
+    try:
+        return kinds[process.kind](**process.model_dump(exclude={"kind"}))
+    except ValueError as error:
+        raise ConfigError(f"process: {error}") from error
+
+
 def with_condition(model: rj.DiffusionModel, condition: int | None) -> rj.DiffusionModel:
     """The model under a class; null leaves the condition that it was saved with, which is no class.
 
@@ -108,8 +122,7 @@ def build_target(model: rj.DiffusionModel, target: Any) -> Any:
 def build_reward(reward: ClassReward | InkReward | FunctionReward) -> tuple[Callable[..., Any], bool]:
     """A reward function without its strength, and whether it runs on the host."""
     if isinstance(reward, ClassReward):
-        log_probabilities, label = load_classifier(reward.classifier), reward.label
-        return (lambda x: log_probabilities(x)[label]), False
+        return jax.tree_util.Partial(class_log_probability, load_classifier(reward.classifier), reward.label), False
     if isinstance(reward, InkReward):
         from ..systems.ink import stroke_thickness
 
@@ -124,8 +137,17 @@ def build_reward(reward: ClassReward | InkReward | FunctionReward) -> tuple[Call
     return function, reward.host
 
 
+def class_log_probability(log_probabilities: Callable[[Any], Any], label: int, x: Any) -> Any:
+    """log P(label | x), for one image."""
+    return log_probabilities(x)[label]
+
+
 def load_classifier(name: str) -> Callable[[Any], Any]:
-    """A shipped classifier of digits, as log-probabilities of one image."""
+    """A shipped classifier of digits: log-probabilities of images.
+
+    Raises:
+      ConfigError: if it is not there.
+    """
     from ..systems import digits
 
     try:
@@ -147,7 +169,7 @@ def load_points(key: Any, data: str, num_points: int | None) -> tuple[Any, str |
             images = digits.load(data.removeprefix("digits_")).images[:num_points]
         except (ValueError, ImportError) as error:
             raise ConfigError(f"data = {data}: {error}") from error
-        return digits.dequantise(key, images), "uniform"
+        return digits.dequantise(key, jnp.asarray(images)), "uniform"
     try:
         with np.load(data) as arrays:
             if "x" not in arrays:

@@ -39,10 +39,22 @@ def run(config: DensityRun, open_folder: OpenFolder) -> None:
     values = {"RNE": np.asarray(result.log_density)}
     if config.probability_flow:
         with folder.timed("seconds_probability_flow"):
-            flow = rj.probability_flow_log_density(key_flow, model, points)
+            flow = rj.probability_flow_log_density(
+                key_flow,
+                model,
+                points,
+                times,
+                divergence="hutchinson" if config.num_probes else "exact",
+                num_probes=max(1, config.num_probes),
+                rtol=config.tolerance,
+                atol=config.tolerance,
+            )
         values["probability flow"] = np.asarray(flow.log_density)
         folder.arrays("samples.npz", **arrays, log_density_probability_flow=flow.log_density)
-        folder.record(log_density_probability_flow_nats=summary(flow.log_density))
+        folder.record(
+            log_density_probability_flow_nats=summary(flow.log_density),
+            network_evaluations_probability_flow=len(points) * int(flow.num_evaluations),
+        )
 
     unit = "log-density (nats)"
     if dequantisation is not None:

@@ -50,12 +50,12 @@ class RunFolder:
         """Write a compressed ``.npz``."""
         plain = {key: np.asarray(value) for key, value in arrays.items()}
         np.savez_compressed(self.path / name, allow_pickle=False, **plain)
-        self._add(name)
+        self.add(name)
 
     def picture(self, name: str, figure: Any) -> None:
         """Write a figure."""
         plot.save(figure, self.path / name)
-        self._add(name)
+        self.add(name)
 
     def finish(self) -> None:
         """Say that nothing is missing."""
@@ -77,7 +77,8 @@ class RunFolder:
     def pictures(self) -> list[Path]:
         return [self.path / name for name in self._metrics["files"] if name.endswith(".png")]
 
-    def _add(self, name: str) -> None:
+    def add(self, name: str) -> None:
+        """A file in the folder that the run has written itself, and that the next run there may remove."""
         if name not in self._metrics["files"]:
             self._metrics["files"].append(name)
         self._write()

@@ -105,7 +105,7 @@ def record_quality(
         # A particle without weight may have a reward of -inf, which the mean must not see as 0 * inf.
         metrics[f"reward_{reward.kind}"] = float(shares[shares > 0] @ values[shares > 0])
     if judge is not None:
-        seen = np.asarray(jax.lax.map(lambda image: judge(image).argmax(), x, batch_size=64))
+        seen = np.asarray(jax.lax.map(judge, x, batch_size=64)).argmax(-1)
         metrics["judged_classes"] = np.bincount(seen, weights=shares, minlength=10)
         label = judged_label(config)
         if label is not None:
