@@ -11,6 +11,7 @@ from .density import log_density, sample
 from .increments import increment
 from .model import DiffusionModel
 from .persistence import load_model, save_model
+from .probability_flow import probability_flow_log_density
 from .processes import time_grid
 from .smc import resample, weighted_mean
 
@@ -28,6 +29,7 @@ __all__ = [
     "load_model",
     "log_density",
     "observe",
+    "probability_flow_log_density",
     "processes",
     "product",
     "resample",
