@@ -105,7 +105,7 @@ class Drift:
             rho = jnp.ones(())
             decay, v_t = transition.decay, transition.t.reference_variance
             shift = (-transition.decay_shift - c_a * exponent * transition.variance / v_t) / decay * at_t.x
-        relative, basis = combine_covariances(kernels, at_t.exponents / exponent)
+        relative, basis = combine_covariances(kernels, at_t.exponents / jnp.sum(at_t.exponents))
         law = Gaussian(at_t.x, shift + c_a * excess, rho * reference.variance, relative, basis, transition.subspace)
         # A reward tilts the kernel: K exp(lambda r) has its mean moved by C lambda grad r.
         pull = law.covariance_times(at_t.exact_gradient + 0.5 * at_t.gradient)

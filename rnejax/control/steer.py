@@ -245,12 +245,18 @@ def _relative_error(log_normalizer: Array) -> Array:
 
 def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:
     """Words for a faulty step: its time, and who returned what is not a number."""
-    network_finite, reward_nan = np.asarray(aux["network_finite"]), np.asarray(aux["reward_nan"])
+    network_finite, reward_nan, gradients_finite = (
+        np.asarray(aux[name]) for name in ("network_finite", "reward_nan", "gradients_finite")
+    )
+    # A gradient that is no number spoils the move that follows it: the step before is looked at too.
+    gradients_finite = gradients_finite & np.concatenate([[True], gradients_finite[:-1]])
 
     def describe(step: int) -> str:
         culprits = [f"model {i} returned NaN or infinity" for i in np.flatnonzero(~network_finite[step])]
         if reward_nan[step]:
             culprits.append("a reward returned NaN")
+        if not gradients_finite[step]:
+            culprits.append("a reward's gradient is NaN or infinite (gradient=False does without)")
         return ": ".join([f"t = {times[step]:.6g}", " and ".join(culprits)]) if culprits else f"t = {times[step]:.6g}"
 
     return describe
@@ -377,7 +383,13 @@ class Steer:
         excess_increments = jnp.where(step.is_first, 0.0, excess_increments)
         arrived = arrived._replace(excess_log_densities=particles.excess_log_densities.add(excess_increments))
         finite = [jnp.all(jnp.isfinite(evaluation.excess)) for evaluation in evaluations]
-        return arrived, increments, {"network_finite": jnp.stack(finite), "reward_nan": jnp.any(jnp.isnan(rewards))}
+        gradients_finite = jnp.all(jnp.isfinite(exact_gradient)) & jnp.all(jnp.isfinite(gradient))
+        aux = {
+            "network_finite": jnp.stack(finite),
+            "reward_nan": jnp.any(jnp.isnan(rewards)),
+            "gradients_finite": gradients_finite,
+        }
+        return arrived, increments, aux
 
     def position(self, particles: Particle) -> Array:
         return jax.vmap(self.models[0].transform.to_data)(particles.x)
@@ -503,6 +515,8 @@ def initial_law(models: tuple[DiffusionModel, ...], top: NoiseLevel, exponents: 
       ValueError: where the product has no positive precision.
     """
     priors = [model.prior_at(top) for model in models]
+    if len(priors) == 1 and isinstance(priors[0], Gaussian) and exponents[0] > 0:
+        return priors[0].scale_covariance(jnp.asarray(1 / exponents[0], jnp.result_type(float)))
     if not all(isinstance(prior, Gaussian) and prior.basis is None for prior in priors):
         shape, subspace = models[0].shape, models[0].process.subspace
         priors = [reference(top, shape, subspace)] * len(models)
