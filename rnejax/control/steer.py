@@ -248,16 +248,18 @@ def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:
     network_finite, reward_nan, gradients_finite = (
         np.asarray(aux[name]) for name in ("network_finite", "reward_nan", "gradients_finite")
     )
-    # A gradient that is no number spoils the move that follows it: the step before is looked at too.
-    gradients_finite = gradients_finite & np.concatenate([[True], gradients_finite[:-1]])
 
     def describe(step: int) -> str:
+        where = f"t = {times[step]:.6g}"
+        spoilt = "a reward's gradient was NaN or infinite (gradient=False does without)"
+        if step > 0 and not gradients_finite[step - 1]:  # what moved the particles; all else follows from it
+            return f"{where}: in the step before {spoilt}"
         culprits = [f"model {i} returned NaN or infinity" for i in np.flatnonzero(~network_finite[step])]
         if reward_nan[step]:
             culprits.append("a reward returned NaN")
-        if not gradients_finite[step]:
-            culprits.append("a reward's gradient is NaN or infinite (gradient=False does without)")
-        return ": ".join([f"t = {times[step]:.6g}", " and ".join(culprits)]) if culprits else f"t = {times[step]:.6g}"
+        elif not gradients_finite[step] and not culprits:
+            culprits.append(spoilt)
+        return ": ".join([where, " and ".join(culprits)]) if culprits else where
 
     return describe
 
