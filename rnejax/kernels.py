@@ -175,19 +175,28 @@ class Gaussian:
         residual = _rotate((x - self.anchor) - self.shift, basis)
         difference = _rotate((self.anchor - other.anchor) + (self.shift - other.shift), basis)
         base = (self.variance - other.variance) / other.variance
-        ratio = (1 + self.excess) / (1 + other.excess)
-        e = base * ratio + (self.excess - other.excess) / (1 + other.excess)
+
+        def relative(excess: Array | float, other_excess: Array | float) -> Array:
+            return (base * (1 + excess) + (excess - other_excess)) / (1 + other_excess)
+
+        e = relative(self.excess, other.excess)
         eigenvalue, other_eigenvalue = self.variance * (1 + self.excess), other.variance * (1 + other.excess)
         quadratic = e * residual**2 / (2 * eigenvalue) + (residual + 0.5 * difference) * difference / other_eigenvalue
         dimension = self.subspace.dimension(jnp.shape(x))
-        log_det = self._sum_over_dimensions(jnp.log1p(e), dimension, normal=jnp.log1p(base))
+        normal = relative(self._excess_in_normal_directions, other._excess_in_normal_directions)
+        log_det = self._sum_over_dimensions(jnp.log1p(e), dimension, normal=jnp.log1p(normal))
         return jnp.sum(quadratic) - 0.5 * log_det
+
+    @property
+    def _excess_in_normal_directions(self) -> Array | float:
+        """What ``excess`` says of directions that the subspace has not: a dense M is zero there."""
+        return self.excess if jnp.ndim(self.excess) == 0 else 0.0
 
     def scale_covariance(self, factor: Array) -> Gaussian:
         return replace(self, variance=self.variance * factor)
 
     def _sum_over_dimensions(self, values: Array, dimension: int, normal: Array | float = 0.0) -> Array:
-        """Sum of a function of the eigenvalues over the subspace; the directions normal to it carry M = 0."""
+        """Sum of a function of the eigenvalues over the subspace; ``normal`` is its value in directions normal to it."""
         if jnp.ndim(values) == 0:
             return dimension * values
         return jnp.sum(values) - (np.size(values) - dimension) * normal
