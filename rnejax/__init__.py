@@ -4,6 +4,9 @@ One fact carries everything: for a diffusion and its time reversal the density r
 marginal densities follow from transition kernels that every model already has (He et al., ICLR 2026).
 """
 
+from importlib import import_module
+from typing import Any
+
 from . import control, covariance, increments, kernels, processes, smc, transforms
 from .calibration import calibrate
 from .control import guide, observe, product, steer, temper, tilt
@@ -28,7 +31,9 @@ __all__ = [
     "kernels",
     "load_model",
     "log_density",
+    "networks",
     "observe",
+    "plot",
     "probability_flow_log_density",
     "processes",
     "product",
@@ -37,9 +42,23 @@ __all__ = [
     "save_model",
     "smc",
     "steer",
+    "systems",
     "temper",
     "tilt",
     "time_grid",
+    "training",
     "transforms",
     "weighted_mean",
 ]
+
+_ON_DEMAND = ("networks", "plot", "systems", "training")  # what needs flax, optax, matplotlib or data
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_DEMAND})
