@@ -196,7 +196,7 @@ class Gaussian:
         return replace(self, variance=self.variance * factor)
 
     def _sum_over_dimensions(self, values: Array, dimension: int, normal: Array | float = 0.0) -> Array:
-        """Sum of a function of the eigenvalues over the subspace; ``normal`` is its value in directions normal to it."""
+        """Sum of a function of the eigenvalues over the subspace; ``normal`` is its value in normal directions."""
         if jnp.ndim(values) == 0:
             return dimension * values
         return jnp.sum(values) - (np.size(values) - dimension) * normal
