@@ -258,14 +258,16 @@ class GaussianProcess:
         alpha, sigma = self.alpha(t), self.sigma(t)
         data_variance = self.data_std**2
         variance = alpha**2 * data_variance + sigma**2
+        # Without noise log_snr and some rates are infinite, without signal -infinite: legal ends of a grid.
         with np.errstate(divide="ignore", invalid="ignore"):
+            alpha_rate, sigma_rate = self.alpha_rate(t), self.sigma_rate(t)
             log_snr = 2 * (self.log_alpha(t) - xp.log(sigma))
         return NoiseLevel(
             t=t,
             alpha=alpha,
             sigma=sigma,
-            alpha_rate=self.alpha_rate(t),
-            sigma_rate=self.sigma_rate(t),
+            alpha_rate=alpha_rate,
+            sigma_rate=sigma_rate,
             log_snr=log_snr,
             reference_variance=variance,
             reference_gain=alpha * data_variance / variance,
