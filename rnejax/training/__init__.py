@@ -1,0 +1,26 @@
+"""Losses, the training loop and what judges its result. Nothing here is imported by `import rnejax`."""
+
+from .denoising import DenoisingErrors, denoising_evaluator, denoising_loss
+from .ema import ema_decay, ema_update
+from .fit import FitResult, FitState, fit
+from .losses import drop_labels, score_matching_loss
+from .optimizer import learning_rate_schedule, make_optimizer
+from .times import TimeLaw, low_discrepancy_uniforms, time_law
+
+__all__ = [
+    "DenoisingErrors",
+    "FitResult",
+    "FitState",
+    "TimeLaw",
+    "denoising_evaluator",
+    "denoising_loss",
+    "drop_labels",
+    "ema_decay",
+    "ema_update",
+    "fit",
+    "learning_rate_schedule",
+    "low_discrepancy_uniforms",
+    "make_optimizer",
+    "score_matching_loss",
+    "time_law",
+]

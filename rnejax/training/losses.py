@@ -1,0 +1,125 @@
+"""Denoising score matching, in every parameterisation (Vincent 2011; Ho et al. 2020; Salimans & Ho 2022)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .times import low_discrepancy_uniforms
+
+QUANTITIES = ("x0", "epsilon", "score", "v", "velocity")
+
+
+def score_matching_loss(
+    key: jax.Array,
+    process: Any,
+    predict: Callable[..., jax.Array],
+    x0: jax.Array,
+    condition: Any = None,
+    *,
+    prediction: str,
+    weighting: str | None = None,
+    times: Callable[[jax.Array], jax.Array] | jax.Array | None = None,
+    batched: bool = False,
+) -> jax.Array:
+    """The squared error of the denoiser at one noise level per example; not averaged over examples.
+
+    x_t = alpha_t x_0 + sigma_t eps with eps ~ N(0, I), and the loss of one example is
+
+        |prediction(x_t, t) - target|^2 / d,
+
+    measured in the quantity that `weighting` names. All targets are linear in (x_0, eps), and given x_t one error says
+    them all: with e = D(x_t, t) - x_0,
+
+        x0: e    epsilon: -(alpha/sigma) e    score: (alpha/sigma^2) e    v: -(alpha^2/sigma + sigma) e
+        velocity: (alpha' - sigma' alpha/sigma) e
+
+    so `weighting` is exact for every `prediction`. "epsilon" with log-SNR-uniform times is the likelihood's own
+    weighting; "v" also weighs the noisy end.
+
+    Args:
+        key: a typed key; gives the times and the noise.
+        process: a scalar Gaussian process.
+        predict: the network, predict(x, t) or, if `condition` is given, predict(x, t, condition); on one example, or
+            with `batched` on a batch.
+        x0: data, shape (n, ...).
+        condition: a pytree with leading axis n, or None.
+        prediction: what `predict` returns: "x0", "epsilon", "score", "v" = alpha eps - sigma x_0, or "velocity" =
+            alpha' x_0 + sigma' eps.
+        weighting: the quantity whose squared error is the loss; default, the one that is predicted.
+        times: a map from uniform numbers in [0, 1) to times (`time_law`), or an array of n times; default, uniform on
+            [t_min, t_max].
+        batched: whether `predict` takes a batch.
+
+    Returns:
+        losses, shape (n,).
+
+    Raises:
+        ValueError: unknown quantity, or a prediction whose shape is not that of the data.
+    """
+    weighting = prediction if weighting is None else weighting
+    for name, quantity in (("prediction", prediction), ("weighting", weighting)):
+        if quantity not in QUANTITIES:
+            raise ValueError(f"{name} must be one of {', '.join(QUANTITIES)}: got {quantity!r}")
+    count = x0.shape[0]
+    time_key, noise_key = jax.random.split(key)
+    t = _draw_times(time_key, process, times, count)
+    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+
+    def along(value: jax.Array) -> jax.Array:
+        return jnp.asarray(value, x0.dtype).reshape((count,) + (1,) * (x0.ndim - 1))
+
+    level = process.level(t)
+    alpha, sigma = along(level.alpha), along(level.sigma)
+    arguments = (alpha * x0 + sigma * noise, t) + (() if condition is None else (condition,))
+    output = predict(*arguments) if batched else jax.vmap(predict)(*arguments)
+    if output.shape != x0.shape:
+        raise ValueError(f"the network's output must have the shape of the data {x0.shape}: got {output.shape}")
+
+    if prediction == "x0":
+        target = x0
+    elif prediction == "epsilon":
+        target = noise
+    elif prediction == "score":
+        target = -noise / sigma
+    elif prediction == "v":
+        target = alpha * noise - sigma * x0
+    else:
+        target = along(level.alpha_rate) * x0 + along(level.sigma_rate) * noise
+    error = jnp.mean(jnp.square(output - target), axis=tuple(range(1, x0.ndim)))
+    if weighting == prediction:
+        return error
+    return error * jnp.square(_per_denoising_error(level, weighting) / _per_denoising_error(level, prediction))
+
+
+def _draw_times(key: jax.Array, process: Any, times: Any, count: int) -> jax.Array:
+    if times is not None and not callable(times):
+        if times.shape != (count,):
+            raise ValueError(f"times must hold one time per example, shape ({count},): got {times.shape}")
+        return times
+    uniforms = low_discrepancy_uniforms(key, count)
+    if times is None:
+        return process.t_min + (process.t_max - process.t_min) * uniforms
+    return times(uniforms)
+
+
+def _per_denoising_error(level: Any, quantity: str) -> jax.Array:
+    """The error in `quantity` that an error of one in x_0 makes, up to its sign."""
+    alpha, sigma = level.alpha, level.sigma
+    if quantity == "x0":
+        return jnp.ones_like(alpha)
+    if quantity == "epsilon":
+        return alpha / sigma
+    if quantity == "score":
+        return alpha / sigma**2
+    if quantity == "v":
+        return alpha**2 / sigma + sigma
+    return level.alpha_rate - level.sigma_rate * alpha / sigma
+
+
+def drop_labels(key: jax.Array, labels: jax.Array, rate: float, null_label: int) -> jax.Array:
+    """Replace each label by `null_label` with probability `rate`, for classifier-free guidance (Ho & Salimans 2022)."""
+    if not 0.0 <= rate <= 1.0:
+        raise ValueError(f"rate must be in [0, 1]: got {rate}")
+    return jnp.where(jax.random.bernoulli(key, rate, labels.shape), null_label, labels)

@@ -1,0 +1,169 @@
+"""Score matching against closed forms: for Gaussian data the exact denoiser and its error are known."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnejax as rj
+from rnejax.training import drop_labels, score_matching_loss
+from rnejax.training.losses import QUANTITIES
+
+MEAN, STD = 0.7, 0.4
+PROCESSES = {
+    "vp": rj.processes.VariancePreserving(),
+    "cosine": rj.processes.Cosine(),
+    "ve": rj.processes.VarianceExploding(),
+    "flow": rj.processes.RectifiedFlow(),
+}
+
+
+def exact_prediction(process, quantity):
+    """What a perfect network returns for data N(MEAN, STD^2), written from the definitions."""
+
+    def predict(x, t):
+        level = process.level(t)
+        alpha, sigma = level.alpha, level.sigma
+        variance = alpha**2 * STD**2 + sigma**2
+        score = -(x - alpha * MEAN) / variance
+        x0 = MEAN + alpha * STD**2 / variance * (x - alpha * MEAN)
+        noise = -sigma * score
+        return {
+            "x0": x0,
+            "epsilon": noise,
+            "score": score,
+            "v": alpha * noise - sigma * x0,
+            "velocity": level.alpha_rate * x0 + level.sigma_rate * noise,
+        }[quantity]
+
+    return predict
+
+
+def exact_loss(process, quantity, t):
+    """Var[quantity | x_t], per dimension: the error that even the perfect network makes."""
+    level = process.level(t)
+    alpha, sigma = level.alpha, level.sigma
+    posterior = STD**2 * sigma**2 / (alpha**2 * STD**2 + sigma**2)
+    factor = {
+        "x0": 1.0,
+        "epsilon": alpha / sigma,
+        "score": alpha / sigma**2,
+        "v": alpha**2 / sigma + sigma,
+        "velocity": level.alpha_rate - level.sigma_rate * alpha / sigma,
+    }[quantity]
+    return posterior * factor**2
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("prediction", QUANTITIES)
+def test_the_loss_of_the_exact_network_is_the_posterior_variance(name, prediction):
+    process, n = PROCESSES[name], 4000
+    x0 = MEAN + STD * jax.random.normal(jax.random.key(1), (n, 4))
+    t = jnp.full(n, 0.3)
+    losses = score_matching_loss(
+        jax.random.key(0), process, exact_prediction(process, prediction), x0, prediction=prediction, times=t
+    )
+    expected = float(exact_loss(process, prediction, 0.3))
+    # Each loss is expected * chi^2_4 / 4, with relative standard deviation sqrt(2/4).
+    assert abs(float(losses.mean()) / expected - 1.0) < 4 * np.sqrt(0.5 / n)
+
+
+@pytest.mark.parametrize(("prediction", "weighting"), list(itertools.permutations(QUANTITIES, 2)))
+def test_every_prediction_has_the_same_loss_under_one_weighting(prediction, weighting):
+    process = PROCESSES["cosine"]
+    x0 = MEAN + STD * jax.random.normal(jax.random.key(1), (64, 3))
+    t = jnp.linspace(0.05, 0.95, 64)
+
+    def loss(prediction):
+        predict = exact_prediction(process, prediction)
+        return score_matching_loss(
+            jax.random.key(0), process, predict, x0, prediction=prediction, weighting=weighting, times=t
+        )
+
+    np.testing.assert_allclose(loss(prediction), loss(weighting), rtol=2e-3)
+
+
+def test_the_loss_is_one_number_per_example_and_couples_none():
+    process = PROCESSES["cosine"]
+    predict = exact_prediction(process, "v")
+    x0 = jax.random.normal(jax.random.key(1), (8, 3))
+    losses = score_matching_loss(jax.random.key(0), process, predict, x0, prediction="v")
+    others = score_matching_loss(jax.random.key(0), process, predict, x0.at[1:].add(1.0), prediction="v")
+    assert losses.shape == (8,)
+    assert float(losses[0]) == float(others[0])
+    assert float(losses[1]) != float(others[1])
+
+
+def test_conditions_reach_the_network_with_their_example():
+    def predict(x, t, condition):
+        return jnp.full_like(x, condition)
+
+    x0 = jnp.arange(5.0)[:, None]
+    losses = score_matching_loss(jax.random.key(0), PROCESSES["flow"], predict, x0, jnp.arange(5.0), prediction="x0")
+    np.testing.assert_array_equal(losses, 0.0)
+
+
+def test_a_batched_network_gives_the_same_losses():
+    process = PROCESSES["cosine"]
+    x0 = jax.random.normal(jax.random.key(1), (8, 3))
+    one = exact_prediction(process, "v")
+
+    def batched(x, t):
+        assert x.shape == (8, 3)
+        return jax.vmap(one)(x, t)
+
+    arguments = {"prediction": "v"}
+    np.testing.assert_array_equal(
+        score_matching_loss(jax.random.key(0), process, one, x0, **arguments),
+        score_matching_loss(jax.random.key(0), process, batched, x0, batched=True, **arguments),
+    )
+
+
+def test_a_gradient_of_the_loss_vanishes_at_the_exact_network():
+    process, n = PROCESSES["cosine"], 20_000
+    x0 = MEAN + STD * jax.random.normal(jax.random.key(1), (n, 1))
+    exact = exact_prediction(process, "x0")
+
+    def losses(shift):
+        return score_matching_loss(jax.random.key(0), process, lambda x, t: exact(x, t) + shift, x0, prediction="x0")
+
+    gradients = jax.jacfwd(losses)(0.0)
+    assert abs(float(gradients.mean())) < 4 * float(gradients.std()) / np.sqrt(n)
+
+
+@pytest.mark.parametrize("argument", ["prediction", "weighting"])
+def test_an_unknown_quantity_is_named(argument):
+    arguments = {"prediction": "v"} | {argument: "noise"}
+    with pytest.raises(ValueError, match=f"{argument} must be one of x0, epsilon, .*: got 'noise'"):
+        score_matching_loss(jax.random.key(0), PROCESSES["vp"], lambda x, t: x, jnp.zeros((2, 1)), **arguments)
+
+
+def test_an_output_of_another_shape_is_an_error_and_is_not_broadcast():
+    with pytest.raises(ValueError, match=r"shape of the data \(4, 2\): got \(4,\)"):
+        score_matching_loss(jax.random.key(0), PROCESSES["vp"], lambda x, t: x[0], jnp.zeros((4, 2)), prediction="v")
+
+
+def test_times_must_be_one_per_example():
+    with pytest.raises(ValueError, match=r"shape \(4,\): got \(3,\)"):
+        score_matching_loss(
+            jax.random.key(0), PROCESSES["vp"], lambda x, t: x, jnp.zeros((4, 2)), prediction="v", times=jnp.ones(3)
+        )
+
+
+def test_labels_are_dropped_at_the_given_rate():
+    n, rate = 100_000, 0.1
+    dropped = drop_labels(jax.random.key(0), jnp.zeros(n, jnp.int32), rate, 10) == 10
+    assert abs(float(dropped.mean()) - rate) < 4 * np.sqrt(rate * (1 - rate) / n)
+
+
+def test_labels_that_are_kept_are_unchanged():
+    labels = jnp.arange(1000) % 10
+    after = drop_labels(jax.random.key(0), labels, 0.5, 10)
+    assert bool(jnp.all((after == labels) | (after == 10)))
+
+
+def test_a_rate_outside_the_unit_interval_is_an_error():
+    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\]: got 1.5"):
+        drop_labels(jax.random.key(0), jnp.zeros(3, jnp.int32), 1.5, 10)
