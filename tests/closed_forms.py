@@ -24,7 +24,8 @@ class Mixture:
 
     def noised(self, alpha, sigma):
         """The mixture of x_t = alpha x_0 + sigma eps: means and covariances."""
-        return alpha * self.means, alpha**2 * self.covariances + sigma**2 * jnp.eye(self.dimension)
+        means, covariances = jnp.asarray(self.means), jnp.asarray(self.covariances)
+        return alpha * means, alpha**2 * covariances + sigma**2 * jnp.eye(self.dimension)
 
     def log_density(self, process, x, t):
         means, covariances = self.noised(process.alpha(t), process.sigma(t))
@@ -42,7 +43,9 @@ class Mixture:
             regression = alpha * jnp.linalg.solve(noised_covariance, c).T
             return m + regression @ (x - noised_mean), c - alpha * regression @ c
 
-        locations, spreads = jax.vmap(condition)(self.means, self.covariances, means, covariances)
+        locations, spreads = jax.vmap(condition)(
+            jnp.asarray(self.means), jnp.asarray(self.covariances), means, covariances
+        )
         mean = responsibilities @ locations
         second = spreads + locations[:, :, None] * locations[:, None, :]
         return mean, jnp.tensordot(responsibilities, second, 1) - jnp.outer(mean, mean)
