@@ -250,10 +250,11 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 150) -> Path:
 def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'rnejax[plot]'") from error
     # Not by pyplot: no global list of figures to fill up, and no display that would be needed.
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
 
 
 def _clean(figure: Figure) -> Figure:
