@@ -159,8 +159,10 @@ def tilt(
 
     Args:
       model_or_target: the base.
-      reward: ``reward(x)`` on one example in the user's coordinates, a scalar in nats; -inf forbids. With
-        ``host=True`` a numpy function of a batch, (n, *shape) -> (n,), called back on the host.
+      reward: ``reward(x)`` on one example in the user's coordinates, a scalar in nats. -inf forbids,
+        for good: paths that are forbidden where the strength is not zero never count again, so a hard constraint on
+        the result alone needs a schedule that is zero before t_min. With ``host=True`` a numpy function of a batch,
+        (n, *shape) -> (n,), called back on the host.
       schedule: its strength lambda(t), a function of time that is 1 at t_min (or an object with a method
         ``strengths(process, times)``, as :func:`rnejax.observe` uses). Default: the fraction of the reference's
         variance that is signal, alpha_t^2 data_std^2 / V_t, normalised to 1 at t_min.

@@ -1,0 +1,141 @@
+"""Rewards that forbid, fail, or live on the host; networks that fail; what the error says."""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import rnejax as rj
+from rnejax.smc import log_mean_exp
+
+KEY = jax.random.key(77)
+VP = rj.processes.VariancePreserving(t_min=0.02)
+TIMES = rj.time_grid(VP, 8)
+QUIET = {"warn": False, "progress": False}
+
+
+def network(params, x, t, condition):
+    """The score of unit Gaussian data, which is -x at every time; NaN at times up to params."""
+    return jnp.where(t <= params, jnp.nan, -x)
+
+
+MODEL = rj.DiffusionModel(VP, network, shape=(2,), params=jnp.float32(-1.0))
+
+
+def half_plane(edge, x):
+    """Forbids the points to the left of the edge; NaN where the edge is."""
+    return jnp.where(x[0] < edge, -jnp.inf, 0.0 * edge)
+
+
+def only_at_the_end(t):
+    return 1.0 if t < TIMES[1] else 0.0
+
+
+def late(t):
+    return 1.0 if t < TIMES[3] else 0.0
+
+
+def steer_within(edge, schedule=only_at_the_end, model=MODEL, **options):
+    reward = jax.tree_util.Partial(half_plane, jnp.float32(edge))
+    # A constraint has no gradient that would help.
+    target = rj.tilt(model, reward, schedule=schedule, gradient=False)
+    return rj.steer(KEY, target, TIMES, 128, num_groups=32, **options, **QUIET)
+
+
+class TestForbiddenRegions:
+    def test_forbidden_particles_lose_their_weight_and_the_run_goes_on(self):
+        result = steer_within(0.5)
+        weights = np.exp(np.asarray(result.log_weights))
+        inside = np.asarray(result.particles)[..., 0] >= 0.5
+        assert np.all(np.isfinite(result.log_normalizer))
+        assert np.all(weights[~inside] == 0)
+        assert np.any(weights == 0)
+        np.testing.assert_allclose(weights.mean(axis=1), 1, rtol=1e-5)
+
+    def test_normalizer_is_the_mass_of_what_is_allowed(self):
+        result = steer_within(0.5)
+        truth = np.log(norm.sf(0.5))  # the law is the unit Gaussian at every time
+        assert abs(float(log_mean_exp(result.log_normalizer)) - truth) < 4 * float(result.standard_error)
+
+    def test_what_is_forbidden_before_the_end_is_the_whole_path(self):
+        """Nothing brings a particle of zero weight back, so paths that ever were outside are missing from log Z."""
+        result = steer_within(0.5, late)
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal(10**6)
+        allowed = x >= 0.5
+        for s, t in pairwise(TIMES[:3]):  # the same chain, towards noise
+            decay = float(VP.alpha(t) / VP.alpha(s))
+            x = decay * x + np.sqrt(1 - decay**2) * rng.standard_normal(x.size)
+            allowed &= x >= 0.5
+        share = allowed.mean()
+        error = np.hypot(float(result.standard_error), np.sqrt((1 - share) / share / x.size))
+        assert abs(float(log_mean_exp(result.log_normalizer)) - np.log(share)) < 4 * error
+        assert share < 0.9 * norm.sf(0.5)
+
+    def test_nothing_allowed_is_an_error_that_names_the_reward_and_the_time(self):
+        with pytest.raises(rj.smc.SMCError, match=f"(?s)(?=.*t = {TIMES[2]:.6g})(?=.*reward)"):
+            steer_within(np.inf, late)
+
+    def test_forbidden_by_a_reward_without_strength_does_not_count(self):
+        target = rj.tilt(MODEL, jax.tree_util.Partial(half_plane, jnp.float32(np.inf)), gradient=False, scale=0.0)
+        result = rj.steer(KEY, target, TIMES, 128, num_groups=32, **QUIET)
+        # exact kernels and no tilt: every weight is exactly one, up to rounding
+        np.testing.assert_allclose(result.log_normalizer, 0, atol=1e-4)
+
+
+class TestCulprits:
+    def test_reward_that_returns_nan_is_named(self):
+        with pytest.raises(rj.smc.SMCError, match=r"a reward returned NaN"):
+            steer_within(np.nan)
+
+    def test_network_that_returns_nan_is_named_with_the_time(self):
+        # The first time at which it fails, in order of execution, is the third from the data.
+        with pytest.raises(rj.smc.SMCError, match=f"(?s)(?=.*t = {TIMES[2]:.6g})(?=.*model 0 returned NaN)"):
+            steer_within(-9.0, model=MODEL.with_params(jnp.float32(TIMES[2] * 1.001)))
+
+    def test_unchecked_result_tells_by_its_fault(self):
+        result = steer_within(np.nan, check=False)
+        assert np.all(np.asarray(result.info.fault.code) != 0)
+
+
+class TestHost:
+    def test_host_reward_is_the_jax_reward(self):
+        calls = []
+
+        def on_host(batch):
+            calls.append(batch.shape)
+            return -np.sum((batch - 0.4) ** 2, axis=-1)
+
+        jax_reward = jax.jit(lambda x: -jnp.sum((x - 0.4) ** 2))
+        of = lambda reward, **options: rj.steer(  # noqa: E731
+            KEY, rj.tilt(MODEL, reward, gradient=False, **options), TIMES, 16, num_groups=2, **QUIET
+        )
+        ours, theirs = of(on_host, host=True), of(jax_reward)
+        np.testing.assert_allclose(ours.log_normalizer, theirs.log_normalizer, atol=1e-5)
+        np.testing.assert_allclose(ours.particles, theirs.particles, atol=1e-5)
+        # One call per time for all particles together, not one per particle.
+        assert calls == [(32, 2)] * len(TIMES)
+
+    def test_host_reward_of_another_shape_is_refused(self):
+        target = rj.tilt(MODEL, lambda batch: batch, host=True)
+        with pytest.raises(Exception, match=r"one number per example"):
+            rj.steer(KEY, target, TIMES, 16, num_groups=2, **QUIET)
+
+
+def test_weights_of_a_reward_are_data():
+    traces = []
+
+    def reward(weights, x):
+        traces.append(1)
+        return jnp.sum(weights * x)
+
+    normalizers = []
+    for slope in (0.0, 1.0):
+        before = len(traces)
+        target = rj.tilt(MODEL, jax.tree_util.Partial(reward, jnp.full(2, slope)), gradient=False)
+        normalizers.append(rj.steer(KEY, target, TIMES, 16, num_groups=2, **QUIET).log_normalizer)
+    assert len(traces) == before
+    assert not np.allclose(*normalizers, atol=1e-3)
