@@ -76,7 +76,9 @@ def fit(
         num_steps: total number of steps, those before a resumption included.
         batch_size: examples per step, at most the number there are.
         ema_decay: the share of the average that one step keeps (`rnejax.training.ema`).
-        steps_per_call: steps in one compiled call; between calls the host reports, saves and can be interrupted.
+        steps_per_call: steps in one compiled call; between calls the host reports, saves and can be interrupted. More
+            than one pays for small networks and on accelerators; on a CPU it makes convolutional networks some twenty
+            times slower, since XLA has no fast gradient of a convolution inside a loop (jax issue 12868).
         evaluate: evaluate(averaged params) -> further metrics, computed at every report.
         report_every: steps between reports.
         folder: where to keep the state ("state.safetensors") and the metrics ("metrics.jsonl"). If a state is there

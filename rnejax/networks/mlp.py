@@ -1,0 +1,76 @@
+"""A residual multilayer perceptron with noise-level embedding, for problems of few dimensions."""
+
+import math
+
+import jax
+from flax import nnx
+
+from .arguments import check_last_axes
+from .layers import NoiseEmbedding
+
+
+class MLP(nnx.Module):
+    """prediction = MLP(x, t[, label]), on one example or on any number of leading batch axes.
+
+    Args:
+        shape: of one example; it is flattened inside.
+        hidden: width.
+        depth: number of residual blocks h + W_2 silu(W_1 h + e).
+        output: "like_x" for a vector the shape of x, "scalar" for an energy.
+        num_classes: if given, the network takes a label in [0, num_classes], of which the last means "no class".
+        time_scale: the coordinate in which t is embedded, see `layers.noise_coordinate`.
+        rngs: source of the initial weights. The last layer starts at zero.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...] = (2,),
+        hidden: int = 128,
+        depth: int = 3,
+        *,
+        output: str = "like_x",
+        num_classes: int | None = None,
+        time_scale: str = "logit",
+        rngs: nnx.Rngs,
+    ):
+        if output not in ("like_x", "scalar"):
+            raise ValueError(f"output must be 'like_x' or 'scalar': got {output!r}")
+        self.shape = tuple(shape)
+        self.output = output
+        size = math.prod(self.shape)
+        self.noise_embedding = NoiseEmbedding(hidden, time_scale, rngs=rngs)
+        self.class_embedding = None if num_classes is None else nnx.Embed(num_classes + 1, hidden, rngs=rngs)
+        self.first = nnx.Linear(size, hidden, rngs=rngs)
+        self.inner = nnx.List([nnx.Linear(hidden, hidden, rngs=rngs) for _ in range(depth)])
+        self.outer = nnx.List([nnx.Linear(hidden, hidden, rngs=rngs) for _ in range(depth)])
+        zeros = nnx.initializers.zeros_init()
+        self.last = nnx.Linear(hidden, 1 if output == "scalar" else size, kernel_init=zeros, rngs=rngs)
+
+    def __call__(self, x: jax.Array, t: jax.Array, label: jax.Array | None = None) -> jax.Array:
+        """The prediction.
+
+        Args:
+            x: shape (..., *shape).
+            t: shape (...).
+            label: integers, shape (...); only if the network was made with classes.
+
+        Returns:
+            the shape of x, or (...) for an energy.
+
+        Raises:
+            ValueError: x does not end in `shape`; a label is missing or not wanted.
+        """
+        check_last_axes("x", x.shape, self.shape)
+        e = self.noise_embedding(t)
+        if self.class_embedding is not None and label is not None:
+            e = e + self.class_embedding(label)
+        elif self.class_embedding is not None:
+            raise ValueError("the network was made with classes and takes a label")
+        elif label is not None:
+            raise ValueError("the network was made without classes and takes no label")
+        lead = x.shape[: x.ndim - len(self.shape)]
+        h = self.first(x.reshape(*lead, -1))
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            h = h + outer(nnx.silu(inner(h) + e))
+        out = self.last(nnx.silu(h))
+        return out[..., 0] if self.output == "scalar" else out.reshape(x.shape)
