@@ -6,15 +6,18 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {"GaussianMixture": "mixture"}
+_MODULES = ("digits", "mixture")
 
-__all__ = ["GaussianMixture"]
+__all__ = ["GaussianMixture", "digits", "mixture"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES, *_MODULES})
