@@ -48,3 +48,15 @@ def test_low_variance_tilt_is_biased_there(script, times, truth):
     setting = script.Setting(exact=False, gradient=True, ess_threshold=0.5)
     values = script.estimates(jax.random.key(17), setting, times, num_particles=128, num_groups=200)
     assert abs(script.z_scores(values, *truth)[0]) > 8
+
+
+def test_random_covariance_is_the_same_draw_in_model_and_proposal(script, times):
+    """With one Rademacher probe per state; another draw in the proposal would be another law than the generated one."""
+    model = rj.DiffusionModel(script.process(), script.wrong_score, covariance="hutchinson", shape=(2,))
+    target = rj.tilt(model, script.reward)
+    result = rj.steer(jax.random.key(4), target, times, 128, num_groups=200, warn=False, progress=False)
+    values = np.exp(np.asarray(result.log_normalizer, np.float64))[None]
+    generated = np.asarray(rj.sample(jax.random.key(5), model, times, 200_000, progress=False).x, np.float64)
+    rewards = np.exp(script.reward(generated))
+    truth, error = rewards.mean(), rewards.std() / np.sqrt(rewards.size)
+    assert np.all(np.abs(script.z_scores(values, truth, error)) < 4)
