@@ -84,6 +84,13 @@ def test_every_epoch_sees_every_example_once():
     assert not np.array_equal(*epochs)
 
 
+def test_every_step_has_noise_of_its_own():
+    def noise(key, params, batch):
+        return jax.random.uniform(key, batch["x"].shape) + 0.0 * params["slope"]
+
+    assert len(set(losses(run(loss=noise, num_steps=10, report_every=1, save_every=1)))) == 10
+
+
 def test_evaluation_sees_the_average_and_lands_in_the_metrics(tmp_path):
     result = run(evaluate=lambda average: {"slope": average["slope"]}, folder=tmp_path)
     assert result.metrics[-1]["slope"] == float(result.average["slope"])
