@@ -72,3 +72,11 @@ def test_shell_scripts_are_executable_and_stop_at_the_first_error(path):
 def test_no_dependency_pins_the_night_of_a_nightly_build():
     everything = PROJECT["dependencies"] + [d for extra in PROJECT["optional-dependencies"].values() for d in extra]
     assert not [d for d in everything if "nightly" in d or ".dev" in d]
+
+
+def test_shipped_checkpoints_are_small_described_and_no_pickles():
+    files = [path for path in (ROOT / "rnejax/checkpoints").glob("**/*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".md"}
+    for path in files:
+        assert path.stat().st_size <= 8_000_000
+        assert path.with_suffix(".md").exists(), f"{path.name} has no model card"
