@@ -239,9 +239,9 @@ def test_more_steps_help(notebook, covariance, gain):
 
 
 def test_the_sum_over_a_thousand_steps_keeps_a_thousandth_of_a_nat():
-    # Data N(0, 1.5) under a unit reference in 10^4 dimensions, a path from noising that is kept, and the sum of its
+    # Data N(0, 4) under a unit reference in 10^4 dimensions, a path from noising that is kept, and the sum of its
     # increments again in float64: log N(x_s; (base + extra) x_t, C) - log N(x_s; base x_t, C), with one C for both.
-    d, n, c2, process = 10_000, 1000, 1.5, VarianceExploding(data_std=1.0)
+    d, n, c2, process = 10_000, 1000, 4.0, VarianceExploding(data_std=1.0)
     # A score keeps its digits near the data, where an x0 prediction is rounded in the eighth digit of x: here it is the
     # sum that is tested, not the network.
     model = rj.DiffusionModel(process, lambda x, t: -x / (c2 + t**2), shape=(d,))
@@ -257,7 +257,7 @@ def test_the_sum_over_a_thousand_steps_keeps_a_thousandth_of_a_nat():
     base, gain, covariance = (1 + s**2) / (1 + t**2), 1 - s**2 / t**2, (1 + s**2) * (t**2 - s**2) / (1 + t**2)
     extra = gain * (c2 / (c2 + t**2) - 1 / (1 + t**2))
     increments = extra * (products - (base + extra / 2) * squares[1:]) / covariance
-    assert np.sum(np.abs(increments)) > 100
+    assert np.sum(increments) > 4096  # where float32 has steps of 5e-4
     np.testing.assert_allclose(result.state.excess_log_density.value[0], np.sum(increments), atol=1e-3)
 
 
