@@ -73,7 +73,7 @@ def likelihood(key: jax.Array, quick: bool) -> list[dict[str, Any]]:
     for covariance in ("analytic", "euler"):
         chosen = model if covariance == "analytic" else model.with_covariance(covariance)
         for steps, paths in [(50, 1)] if quick else [(50, 1), (200, 1), (50, 8)]:
-            times = rj.time_grid(model.process, steps)
+            times = rj.time_grid(model.process, steps, "log_snr")  # where bits per dimension are decided
             start = time.time()
             densities = by_label(chosen, labels, lambda m, i, t=times, p=paths: rj.log_density(
                 jax.random.fold_in(key, int(i[0])), m, x[i], t, p).log_density)  # fmt: skip

@@ -3,7 +3,7 @@
     python scripts/posterior_digits.py [--particles 64] [--steps 100]
 
 Writes docs/pictures/posterior_digits.png and docs/tables/posterior_digits.json, and prints the table: how far the
-posterior's pictures are from the observation (in units of its noise: about 1 is right), what the judge sees in them, the
+pictures are from the observation (in units of its noise: about 1 is right), what the judge sees in them, the
 evidence, and the effective sample size.
 """
 

@@ -62,9 +62,10 @@ def test_errors_name_the_file_and_the_remedy(tmp_path):
     rj.save_model(tmp_path / "plain.safetensors", model)
     with pytest.raises(CheckpointError, match="fn="):
         rj.load_model(tmp_path / "plain.safetensors")
+    prior = rj.processes.Cosine().reference(0.9, (2,))
+    with_prior = rj.DiffusionModel(rj.processes.Cosine(), lambda x, t: x, "x0", shape=(2,), prior=prior)
     with pytest.raises(ValueError, match="prior"):
-        prior = rj.processes.Cosine().reference(0.9, (2,))
-        rj.save_model(tmp_path / "x", rj.DiffusionModel(rj.processes.Cosine(), lambda x, t: x, "x0", shape=(2,), prior=prior))
+        rj.save_model(tmp_path / "x", with_prior)
 
 
 def test_a_truncated_file_is_told_as_such(tmp_path):
