@@ -72,7 +72,7 @@ def observe(
     """
     base = as_target(model_or_target)
     model = base.models[0]
-    y = jnp.asarray(y)
+    y = jnp.asarray(y, jnp.result_type(float))
     if not noise_std > 0:
         raise ValueError(f"noise_std must be positive, got {noise_std}: without noise the posterior has no density")
     returned = jax.eval_shape(operator, jax.ShapeDtypeStruct(model.shape, jnp.result_type(float)))

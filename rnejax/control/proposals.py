@@ -11,6 +11,7 @@ choice c_a = (1 + 1/bar)/2, c_b = (1 - 1/bar)/2, bar = sum_i beta_i, makes the w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -80,10 +81,19 @@ class Drift:
       matched: the reference-matched form, for steps that are not small: weights are exactly constant where the data
         are the reference, whatever the step. Otherwise the leading-order form, A = N(x_t / a + c_a (v / a) S, C) and
         B = N(a x_s + c_b v S, v I).
+      trust: the largest KL divergence, in nats, by which the gradients of rewards may move A in one step. Any A is
+        right, so this bounds the damage of a gradient that is followed too far (few steps, a steep reward), not the
+        correctness.
     """
 
     coefficients: tuple[float, float] | None = None
     matched: bool = True
+    trust: float = math.inf
+
+    @property
+    def follows_noising(self) -> bool:
+        """Whether B is the noising kernel F for one model with exponent 1, which the exact reward scheme needs."""
+        return self.coefficients is None or self.coefficients[1] == 0
 
     def needs_auxiliary(self, total_exponents: np.ndarray) -> bool:
         if self.coefficients is not None:
@@ -108,7 +118,11 @@ class Drift:
         relative, basis = combine_covariances(kernels, at_t.exponents / jnp.sum(at_t.exponents))
         law = Gaussian(at_t.x, shift + c_a * excess, rho * reference.variance, relative, basis, transition.subspace)
         # A reward tilts the kernel: K exp(lambda r) has its mean moved by C lambda grad r.
-        pull = law.covariance_times(at_t.exact_gradient + 0.5 * at_t.gradient)
+        slope_of_tilt = at_t.exact_gradient + 0.5 * at_t.gradient
+        pull = law.covariance_times(slope_of_tilt)
+        if math.isfinite(self.trust):
+            divergence = 0.5 * jnp.sum(slope_of_tilt * pull)
+            pull = pull * jnp.minimum(1.0, jnp.sqrt(self.trust / jnp.maximum(divergence, 1e-30)))
         return Gaussian(law.anchor, law.shift + pull, law.variance, law.excess, law.basis, law.subspace)
 
     def forward(self, transition: GaussianTransition, at_s: Local, exponent: Array) -> Gaussian:
@@ -142,8 +156,10 @@ class FeynmanKac:
         d log w = [ (bar - 1) d f + g^2/2 (|S|^2 - sum_i beta_i |s_i|^2)
                     + grad(lambda r) . (g^2 S / 2 - f x) ] h  +  d(lambda) r.
 
-    Right in the limit of small steps only, and offered so that it can be compared with.
+    Right in the limit of small steps and for constant exponents only, and offered so that it can be compared with.
     """
+
+    follows_noising = False
 
     def needs_auxiliary(self, total_exponents: np.ndarray) -> bool:
         return False
@@ -222,6 +238,8 @@ def get_proposal(proposal: Any) -> Proposal:
     if isinstance(proposal, (tuple, list)):
         if len(proposal) != 2:
             raise ValueError(f"a pair (c_a, c_b) has two numbers, got {len(proposal)}: {proposal}")
+        if not np.isfinite(proposal).all():
+            raise ValueError(f"a pair (c_a, c_b) must be finite, got {proposal}")
         return Drift((float(proposal[0]), float(proposal[1])))
     missing = [name for name in ("needs_auxiliary", "reverse", "forward") if not hasattr(proposal, name)]
     if missing:

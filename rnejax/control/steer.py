@@ -130,6 +130,7 @@ def steer(
     chosen = get_proposal(proposal)
     exponents, strengths = target.exponents_at(times), target.strengths_at(times)
     check_exponents(exponents, times)
+    check_proposal(target, chosen, exponents)
     process = target.process
     top, bottom = process.level(times[-1]), process.level(times[0])
     problem = Steer(
@@ -166,7 +167,7 @@ def steer(
             raise_on_fault(
                 steered,
                 num_particles=num_particles,
-                num_steps=len(times),
+                num_steps=len(times) - 1,
                 describe=_describe(result.info.aux, arrival_times),
             )
         if warn:
@@ -199,7 +200,8 @@ def summarise(result: Any, problem: Steer, bottom: NoiseLevel, total_exponent: f
     by_step = {name: getattr(info, name)[..., 1:] for name in ("ess", "resampled", "unique_ancestors")}
     increments = info.log_normalizer_increments
     axis = result.log_normalizer.ndim
-    fault = info.fault
+    # Iteration 0 only looks at the states at t_max: what is wrong there is wrong before the first step.
+    fault = info.fault._replace(step=jnp.maximum(info.fault.step - 1, -1))
     return Steered(
         particles=result.particles,
         log_weights=log_weights - gained[..., None],
@@ -245,11 +247,12 @@ def _relative_error(log_normalizer: Array) -> Array:
 
 def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:
     """Words for a faulty step: its time, and who returned what is not a number."""
-    network_finite, reward_nan, gradients_finite = (
-        np.asarray(aux[name]) for name in ("network_finite", "reward_nan", "gradients_finite")
+    network_finite, reward_nan, reward_forbids_all, gradients_finite = (
+        np.asarray(aux[name]) for name in ("network_finite", "reward_nan", "reward_forbids_all", "gradients_finite")
     )
 
     def describe(step: int) -> str:
+        step += 1  # the first iteration looks at t_max, before the first step
         where = f"t = {times[step]:.6g}"
         spoilt = "a reward's gradient was NaN or infinite (gradient=False does without)"
         if step > 0 and not gradients_finite[step - 1]:  # what moved the particles; all else follows from it
@@ -257,6 +260,8 @@ def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:
         culprits = [f"model {i} returned NaN or infinity" for i in np.flatnonzero(~network_finite[step])]
         if reward_nan[step]:
             culprits.append("a reward returned NaN")
+        elif reward_forbids_all[step]:
+            culprits.append("a reward is -inf for every particle")
         elif not gradients_finite[step] and not culprits:
             culprits.append(spoilt)
         return ": ".join([where, " and ".join(culprits)]) if culprits else where
@@ -389,6 +394,7 @@ class Steer:
         aux = {
             "network_finite": jnp.stack(finite),
             "reward_nan": jnp.any(jnp.isnan(rewards)),
+            "reward_forbids_all": jnp.all(jnp.any(rewards == -jnp.inf, axis=1)),
             "gradients_finite": gradients_finite,
         }
         return arrived, increments, aux
@@ -536,6 +542,19 @@ def initial_law(models: tuple[DiffusionModel, ...], top: NoiseLevel, exponents: 
     if jnp.ndim(precision) == 0:
         return Gaussian(zeros, mean, 1 / precision, subspace=priors[0].subspace)
     return Gaussian(zeros, mean, one, 1 / precision - 1, subspace=priors[0].subspace)
+
+
+def check_proposal(target: Target, proposal: Proposal, exponents: np.ndarray) -> None:
+    """Raises ValueError where a proposal of ours cannot do what the target asks for."""
+    target.check_exactness()
+    name = type(proposal).__name__
+    if any(reward.exact for reward in target.rewards) and not getattr(proposal, "follows_noising", True):
+        raise ValueError(
+            f"tilt(exact=True) needs the noising kernel as its auxiliary kernel, which {proposal} does not use: take "
+            f"proposal='symmetric' or (c_a, 0), or tilt(..., exact=False)"
+        )
+    if name == "FeynmanKac" and np.ptp(exponents, axis=0).any():
+        raise ValueError("feynman_kac has no weights for exponents that change over time; use proposal='symmetric'")
 
 
 def check_exponents(exponents: np.ndarray, times: np.ndarray) -> None:

@@ -46,6 +46,15 @@ class Target:
     def process(self) -> Any:
         return self.models[0].process
 
+    def check_exactness(self) -> None:
+        """Raises ValueError where a reward claims to be exact on anything but one model with exponent 1."""
+        plain = len(self.models) == 1 and not callable(self.exponents[0]) and self.exponents[0] == 1
+        if any(reward.exact for reward in self.rewards) and not plain:
+            raise ValueError(
+                f"tilt(exact=True) is exact for one model with exponent 1, but this target has {len(self.models)} "
+                f"model(s) with exponents {self.exponents}; use tilt(..., exact=False)"
+            )
+
     def exponents_at(self, times: np.ndarray) -> np.ndarray:
         """Exponents at every time: (len(times), number of models).
 
@@ -87,6 +96,10 @@ def temper(model_or_target: DiffusionModel | Target, beta: Exponent) -> Target:
       ValueError: if the base has a reward of the exact scheme, which is exact for exponent 1 only.
     """
     base = as_target(model_or_target)
+    if not callable(beta) and not np.isfinite(beta):
+        raise ValueError(f"an exponent must be finite, got {beta}")
+    if not callable(beta) and beta == 1:
+        return base
     if any(reward.exact for reward in base.rewards):
         raise ValueError(
             "cannot temper a tilt(exact=True), which is exact for exponent 1 only; use tilt(..., exact=False)"
@@ -125,11 +138,13 @@ def product(
                 raise ValueError(
                     f"models of a target must share one {attribute}: model 0 has {ours}, model {i} has {theirs}"
                 )
-    return Target(
+    target = Target(
         models,
         tuple(beta for part in parts for beta in part.exponents),
         tuple(reward for part in parts for reward in part.rewards),
     )
+    target.check_exactness()
+    return target
 
 
 def guide(
@@ -179,11 +194,8 @@ def tilt(
         a host reward.
     """
     base = as_target(model_or_target)
-    if exact and not (len(base.models) == 1 and not callable(base.exponents[0]) and base.exponents[0] == 1):
-        raise ValueError(
-            f"tilt(exact=True) is exact for one model with exponent 1, but this target has exponents "
-            f"{base.exponents}; use exact=False"
-        )
+    if not np.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
     added = Reward.of(
         reward,
         schedule=schedule,
@@ -193,12 +205,13 @@ def tilt(
         host=host,
         factors=(float(scale),),
     )
-    return replace(base, rewards=(*base.rewards, added))
+    target = replace(base, rewards=(*base.rewards, added))
+    target.check_exactness()
+    return target
 
 
 def _power(base: Target, beta: Exponent) -> Target:
-    is_one = not callable(beta) and float(beta) == 1.0
-    return base if is_one else temper(base, beta)
+    return temper(base, beta)
 
 
 def _multiply(first: Exponent, second: Exponent) -> Exponent:

@@ -98,10 +98,10 @@ def raise_on_fault(
         return
     group = faulty[np.argmin(step[faulty])]
     kind = FaultCode(int(code[group]))
+    words = f" ({describe(int(step[group]))})" if describe is not None else ""
     if step[group] < 0:
-        where = "before the first step (the initial log-weights)"
+        where = f"before the first step{words or ' (the initial log-weights)'}"
     else:
-        words = f" ({describe(int(step[group]))})" if describe is not None else ""
         where = f"at step {step[group]} of {num_steps}{words}, counting from 0"
     which = "" if np.ndim(fault.code) == 0 else f" in group {group} ({faulty.size} of {code.size} groups are affected)"
     raise SMCError(

@@ -1,0 +1,78 @@
+"""What cannot be exact is refused: combinations under which the exact scheme would silently lose its guarantee."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import rnejax as rj
+from rnejax.control import Drift
+
+PROCESS = rj.processes.VariancePreserving(data_std=0.7)
+TIMES = rj.time_grid(PROCESS, 4)
+
+
+def score(x, t):
+    return -x / (PROCESS.alpha(t) ** 2 * 0.49 + PROCESS.sigma(t) ** 2)
+
+
+def reward(x):
+    return -jnp.sum(x**2)
+
+
+MODEL = rj.DiffusionModel(PROCESS, score, "score", "reference", (2,))
+
+
+def test_a_product_with_an_exact_tilt_is_refused():
+    with pytest.raises(ValueError, match=r"exact for one model with exponent 1.*2 model"):
+        rj.product([rj.tilt(MODEL, reward), MODEL])
+    with pytest.raises(ValueError, match="exact for one model"):
+        rj.guide(MODEL, rj.tilt(MODEL, reward), scale=1.0)
+
+
+def test_tempering_by_one_changes_nothing():
+    target = rj.tilt(MODEL, reward)
+    assert rj.temper(target, 1.0) is target
+
+
+@pytest.mark.parametrize("proposal", [(0.5, 0.5), "feynman_kac"])
+def test_a_proposal_with_another_auxiliary_kernel_is_refused_for_an_exact_tilt(proposal):
+    with pytest.raises(ValueError, match="needs the noising kernel"):
+        rj.steer(jax.random.key(0), rj.tilt(MODEL, reward), TIMES, 4, proposal=proposal)
+
+
+def test_feynman_kac_refuses_exponents_that_change():
+    with pytest.raises(ValueError, match="no weights for exponents that change"):
+        rj.steer(jax.random.key(0), rj.temper(MODEL, lambda t: 1 + t), TIMES, 4, proposal="feynman_kac")
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: rj.temper(MODEL, float("inf")), "exponent must be finite"),
+        (lambda: rj.tilt(MODEL, reward, scale=float("nan")), "scale must be finite"),
+        (lambda: rj.steer(jax.random.key(0), MODEL, TIMES, 4, proposal=(float("nan"), 0.0)), "must be finite"),
+    ],
+)
+def test_numbers_that_are_none_are_refused_where_they_are_given(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+def test_an_observation_of_integers_keeps_its_noise():
+    target = rj.observe(MODEL, lambda x: x[:1], jnp.array([1]), 0.5)
+    value = target.rewards[0].values(jnp.array([[1.0, 0.0]]))
+    assert float(value[0]) == pytest.approx(-0.5 * math.log(2 * math.pi * 0.25), rel=1e-5)
+
+
+def test_trust_bounds_how_far_a_gradient_moves_the_proposal():
+    transition = PROCESS.transition(0.3, 0.5)
+    x = jnp.ones(2)
+    kernel = MODEL.reverse(x, 0.5, 0.3)
+    steep = rj.control.Local(x, (MODEL._evaluate_one(x, transition.t, None),), jnp.ones(1), jnp.zeros(1), jnp.ones(1),
+                             50 * x, jnp.zeros(2))  # fmt: skip
+    for trust in (0.1, 1.0):
+        law = Drift(trust=trust).reverse(transition, steep, jnp.asarray(1.0), (kernel,))
+        moved = law.mean - kernel.mean
+        assert float(0.5 * jnp.sum(moved**2) / law.variance) == pytest.approx(trust, rel=1e-3)
