@@ -222,12 +222,14 @@ def curves(
     x: Any, groups: Mapping[str, Any], *, xlabel: str, ylabel: str, log: bool = False, title: str = ""
 ) -> Figure:
     """Lines over a common axis, such as losses over training steps."""
-    figure = _figure(5.6, 3.4)
+    figure = _figure(6.8, 3.4)
     ax = figure.subplots()
-    for (name, values), colour in zip(groups.items(), _colours(len(groups)), strict=True):
-        ax.plot(np.asarray(x), np.asarray(values), color=colour, linewidth=1.2, label=name)
+    colours = _colours(len(groups))
+    for i, ((name, values), colour) in enumerate(zip(groups.items(), colours, strict=True)):
+        again = colour in colours[:i]  # colours are few: the second line of a colour is dashed
+        ax.plot(np.asarray(x), np.asarray(values), "--" if again else "-", color=colour, linewidth=1.2, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.set_title(title, fontsize=9, color=INK)
     return _clean(figure)
 
