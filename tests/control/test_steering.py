@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import rnejax as rj
+from rnejax.control.problem import Steer, control_steps, initial_law
 from rnejax.control.proposals import Drift
-from rnejax.control.steer import Steer, control_steps, initial_law
 from rnejax.smc import Resampling, log_mean_exp, run
 from rnejax.systems import GaussianMixture
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import rnejax as rj
+from rnejax.control.problem import initial_law
 from rnejax.control.proposals import combine_covariances, get_proposal
-from rnejax.control.steer import check_exponents, initial_law
+from rnejax.control.steer import check_exponents
 from rnejax.systems import GaussianMixture
 
 VP = rj.processes.VariancePreserving()
