@@ -111,7 +111,7 @@ class Hutchinson:
     """tr(dD/dx) / d from one Rademacher probe per state, clipped to [0, sigma^2 / alpha^2].
 
     The draw belongs to the state: the model's kernel and the proposal that moves it must share it, or exactness is
-      lost.
+    lost.
     """
 
     euler: bool = False

@@ -47,10 +47,11 @@ def diagnose(
     Args:
         result: as returned by :func:`rnejax.smc.run`.
         max_pareto_k: largest tolerated k-hat of the final weights, see :func:`pareto_k`; where it cannot be fitted,
-        nothing is said. min_ess_fraction: smallest tolerated effective sample size at any step, relative to the
-        number of particles. min_unique_fraction: smallest tolerated share of initial particles that still have
-        descendants. max_zero_fraction: largest tolerated share of final particles of zero weight. max_group_spread:
-        largest tolerated standard deviation of log Z over the groups, nats.
+            nothing is said.
+        min_ess_fraction: smallest tolerated effective sample size at any step, relative to the number of particles.
+        min_unique_fraction: smallest tolerated share of initial particles that still have descendants.
+        max_zero_fraction: largest tolerated share of final particles of zero weight.
+        max_group_spread: largest tolerated standard deviation of log Z over the groups, nats.
     """
     log_weights = np.atleast_2d(np.asarray(result.log_weights))
     num_groups, num = log_weights.shape

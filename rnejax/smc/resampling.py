@@ -47,10 +47,11 @@ class Resampling:
         ess_threshold: resample when the effective sample size is below this fraction of the number of particles;
             0 never, above 1 always.
         every: resample at the start of every step k > 0 that is a multiple of ``every`` instead, whatever the
-        effective sample size. window: resample only at the start of steps k with window[0] <= k < window[1]. (1, n)
-        leaves the initial weights alone. partial: the fraction of particles that take part, those with the most
-        extreme weights (half the largest, half the
-            smallest; at least two particles). They share the mean weight of the subset, so estimates stay unbiased;
+            effective sample size.
+        window: resample only at the start of steps k with window[0] <= k < window[1]. (1, n) leaves the initial
+            weights alone.
+        partial: the fraction of particles that take part, those with the most extreme weights (half the largest, half
+            the smallest; at least two particles). They share the mean weight of the subset, so estimates stay unbiased;
             the others keep particle and weight.
         final: resample once more after the last step, all particles, so that they come out equally weighted.
 
