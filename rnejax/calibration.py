@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from .covariance import Analytic
-from .density import check_points, check_times, sample
+from .density import check_points, check_times, generate
 from .kernels import Array
 from .model import DiffusionModel
+from .processes.grids import check_count
+from .smc.contract import require_key
 
 
 def calibrate(
@@ -37,13 +39,16 @@ def calibrate(
     Costs ``repeats`` evaluations per point and time, and a pilot run. Source: Bao et al. 2022 (Analytic-DPM).
 
     Raises:
-      ValueError: for unsuitable times or data.
+      ValueError: for unsuitable times or data, or numbers that are not integers of at least 1.
+      TypeError: for a key that is not a single typed one.
     """
+    require_key(key)
     times = check_times(model, times)
+    num_samples, repeats = check_count("num_samples", num_samples), check_count("repeats", repeats)
     key_pilot, key_noise = jax.random.split(key)
     if data is None:
         pilot = model.with_covariance("reference") if model.covariance.euler else model
-        data = sample(key_pilot, pilot, times, num_samples).x
+        data = generate(key_pilot, pilot, times, num_samples).x
     data = check_points(model, data)
     x0 = jax.vmap(model.transform.to_model)(data)
     x0 = jnp.repeat(x0, repeats, axis=0)

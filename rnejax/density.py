@@ -13,6 +13,7 @@ The law is that at t_min, the noise level the grid ends with: p_{t_min} = p_data
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from .kernels import Array, Gaussian
 from .model import DiffusionModel
 from .processes import GaussianTransition, NoiseLevel
 from .processes.gaussian import reference
-from .processes.grids import validate_times
+from .processes.grids import check_count, validate_times
 from .smc import Resampling, SMCInfo, run
 from .smc.weights import CompensatedSum, log_mean_exp
 
@@ -89,13 +90,31 @@ def sample(
       save: ``("particles",)`` to keep every state in ``info.saved``; by default nothing grows with the steps.
       progress: a bar; by default on a terminal only.
 
-    Costs one network evaluation per sample and step.
+    Costs one network evaluation per sample and step. Warns (:class:`SignalAtEndWarning`) where the grid ends too early
+    for the model's default prior.
 
     Raises:
-      ValueError: for times that do not increase, lie outside the process's domain, or do not suit the prediction type.
+      ValueError: for times that do not increase, lie outside the process's domain, or do not suit the prediction type;
+        for a number of samples that is not an integer of at least 1.
       SMCError: where the network returned NaN or infinity, naming the step and the time.
     """
     times = check_times(model, times)
+    num_samples = check_count("num_samples", num_samples)
+    warn_of_signal(model, times)
+    return generate(key, model, times, num_samples, estimator=estimator, save=save, progress=progress)
+
+
+def generate(
+    key: Array,
+    model: DiffusionModel,
+    times: np.ndarray,
+    num_samples: int,
+    *,
+    estimator: str | None = None,
+    save: tuple[str, ...] = (),
+    progress: bool | None = None,
+) -> Samples:
+    """:func:`sample` with arguments that have been checked."""
     problem = Generate(
         model, model.process.level(times[-1]), model.process.level(times[0]), get_estimator(estimator, model)
     )
@@ -127,14 +146,15 @@ def log_density(
     Args:
       key: a typed key.
       model: the model.
-      x: points in the user's coordinates, with a batch axis: (n, *shape).
+      x: points in the user's coordinates, with a batch axis: (n, *shape). Half precision is converted to JAX's default
+        floating type before anything is computed: a log-density has no place in 8 or 11 bits.
       times: increasing times; the density is that of p_{times[0]}, so x is a state at times[0].
       num_paths: noisings per point. The average is of densities, so the estimate is consistent and its bias (low, about
         half the variance of one path over ``num_paths``) falls with their number.
       estimator: as for :func:`sample`.
       progress: a bar; by default on a terminal only.
 
-    Costs one network evaluation per point, path and step.
+    Costs one network evaluation per point, path and step. Warns as :func:`sample` does.
 
     Raises:
       ValueError: for points of another shape or not floating, no points, fewer than one path, or unsuitable times.
@@ -142,8 +162,8 @@ def log_density(
     """
     times = check_times(model, times)
     x = check_points(model, x)
-    if num_paths < 1:
-        raise ValueError(f"num_paths must be at least 1, got {num_paths}")
+    num_paths = check_count("num_paths", num_paths)
+    warn_of_signal(model, times)
     states = jnp.repeat(jax.vmap(model.transform.to_model)(x), num_paths, axis=0)
     bottom, top = model.process.level(times[0]), model.process.level(times[-1])
     problem = Noise(model, states, top, get_estimator(estimator, model))
@@ -274,7 +294,7 @@ def check_times(model: DiffusionModel, times: Any) -> np.ndarray:
 
 
 def check_points(model: DiffusionModel, x: Any) -> Array:
-    """Points with a batch axis, of the model's shape and of floating dtype."""
+    """Points with a batch axis, of the model's shape and of floating dtype; half precision becomes the default type."""
     x = jnp.asarray(x)
     if x.ndim != len(model.shape) + 1 or x.shape[1:] != model.shape:
         hint = "; add a batch axis: x[None]" if x.shape == model.shape else ""
@@ -285,7 +305,32 @@ def check_points(model: DiffusionModel, x: Any) -> Array:
         raise ValueError(
             f"x must be floating, got {x.dtype}; dequantise integers and scale them to the model's units first"
         )
-    return x
+    return x.astype(jnp.result_type(float)) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+class SignalAtEndWarning(UserWarning):
+    """Generation starts from noise, but at the end of the grid much of the data is still there."""
+
+
+def warn_of_signal(model: DiffusionModel, times: np.ndarray, max_fraction: float = 0.1) -> None:
+    """Warn where alpha^2 data_std^2 / V_t > ``max_fraction`` at the last time of a model without a prior of its own.
+
+    The default prior is the reference there. It knows nothing of the data but their variance, and the larger the share
+    of its variance that is signal, the more the law of the samples and their densities is the reference's.
+    """
+    if model.has_prior:
+        return
+    last = times[-1]
+    signal = float(model.process.alpha(last)) ** 2 * model.process.data_std**2
+    fraction = signal / (signal + float(model.process.sigma(last)) ** 2)
+    if fraction > max_fraction:
+        warnings.warn(
+            f"the grid ends at t = {last:.6g}, where {fraction:.0%} of the reference's variance is signal, so that the "
+            f"default prior is no good stand-in for the data: end it near t_max = {model.process.t_max:g}, or give the "
+            "model a prior",
+            SignalAtEndWarning,
+            stacklevel=3,
+        )
 
 
 def describe_step(times: np.ndarray) -> Callable[[int], str]:

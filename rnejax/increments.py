@@ -109,7 +109,12 @@ def increment(
     """l(x_s, x_t) = log p_s(x_s) - log p_t(x_t) in nats, for one pair of states in the network's coordinates.
 
     ``key`` is used by a random covariance only.
+
+    Raises:
+      ValueError: for states of another shape than the model's, or known times that are not s < t.
     """
+    model.check_state("x_s", x_s)
+    model.check_state("x_t", x_t)
     transition = model.process.transition(s, t)
     evaluation = model._evaluate_one(x_t, transition.t, key)
     excess = ESTIMATORS[get_estimator(estimator, model)](model, transition, x_s, x_t, evaluation)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
-import sys
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from .adapters import LinenCall, NnxCall, adapt
 from .covariance import Covariance, Evaluation, get_covariance
 from .kernels import Array, Gaussian
 from .processes import GaussianProcess, GaussianTransition, NoiseLevel
-from .processes.gaussian import PREDICTIONS, reference
+from .processes.gaussian import PREDICTIONS, check_process, reference
 from .transforms import Identity, Transform
 
 NOISE_LEVELS: dict[str, Callable[[NoiseLevel], Array]] = {
@@ -32,8 +32,8 @@ class DiffusionModel:
     Args:
       process: the noising process the network was trained on.
       fn: ``fn(x, t)`` on one example; with ``params`` or ``condition``: ``fn(params, x, t, condition)``. A flax nnx
-        module (called as ``module(x, t)`` or ``module(x, t, condition)``; put it in evaluation mode first) or a flax
-        linen module (with its variables as ``params``) will do as well.
+        module (called as ``module(x, t)`` or ``module(x, t, condition)``; put it in evaluation mode first; its own
+        weights, or those in ``params``) or a flax linen module (with its variables as ``params``) will do as well.
       prediction: what fn returns: ``score`` (grad log p_t), ``x0``, ``epsilon``, ``v`` (alpha eps - sigma x_0),
         ``velocity`` (alpha' x_0 + sigma' eps), or ``energy`` (a scalar E with p_t proportional to exp(-E)). Each is
         converted exactly.
@@ -48,8 +48,8 @@ class DiffusionModel:
       transform: from the network's coordinates to the user's. Samples, densities and rewards are in the user's.
 
     Raises:
-      ValueError: for an unknown prediction or noise level, or where fn, tried abstractly on one state, returns another
-        shape than it should.
+      ValueError: for a process that is none, an unknown prediction or noise level, an impossible shape, or where fn or
+        the prior, tried abstractly on one state, returns another shape or type than it should.
     """
 
     _children = ("params", "condition", "covariance", "prior")
@@ -70,6 +70,7 @@ class DiffusionModel:
         prior: Any = None,
         transform: Transform = Identity(),  # noqa: B008 - immutable
     ):
+        check_process(process)
         if prediction not in PREDICTIONS:
             raise ValueError(
                 f"unknown prediction {prediction!r} for {type(process).__name__}; one of {', '.join(PREDICTIONS)}"
@@ -77,10 +78,10 @@ class DiffusionModel:
         if isinstance(noise_level, str) and noise_level not in NOISE_LEVELS:
             raise ValueError(f"unknown noise_level {noise_level!r}; one of {', '.join(NOISE_LEVELS)}, or a function")
         self.process = process
-        self.fn, self.params = _adapt(fn, params)
+        self.fn, self.params = adapt(fn, params)
         self.prediction = prediction
         self.covariance = get_covariance(covariance)
-        self.shape = tuple(int(n) for n in np.atleast_1d(np.asarray(shape, np.int64)))
+        self.shape = _as_shape(shape)
         self.condition = condition
         self.batched = bool(batched)
         self.noise_level = noise_level
@@ -90,6 +91,7 @@ class DiffusionModel:
         self._static_prior: Any = None if is_data else prior
         self.transform = transform
         self._check_output()
+        self._check_prior()
 
     # -- variations ---------------------------------------------------------------------------------------------------
 
@@ -98,8 +100,12 @@ class DiffusionModel:
         return self._replace(condition=condition)
 
     def with_params(self, params: Any) -> DiffusionModel:
-        """The same model with other weights."""
-        return self._replace(params=params)
+        """The same model with other weights; of an nnx module: an ``nnx.State`` or nested dictionaries.
+
+        Raises:
+          ValueError: where fn is an nnx module, and the weights have another structure or other shapes.
+        """
+        return self._replace(params=self.fn.weights(params) if isinstance(self.fn, NnxCall) else params)
 
     def with_covariance(self, covariance: str | Covariance) -> DiffusionModel:
         """The same model with another reverse-kernel covariance."""
@@ -109,6 +115,7 @@ class DiffusionModel:
 
     def reverse(self, x_t: Array, t: Any, s: Any, key: Array | None = None) -> Gaussian:
         """K(x_s | x_t) for s < t, in the network's coordinates. ``key`` is used by random covariances only."""
+        self.check_state("x_t", x_t)
         transition = self.process.transition(s, t)
         return self.kernel(transition, x_t, self._evaluate_one(x_t, transition.t, key))
 
@@ -133,6 +140,11 @@ class DiffusionModel:
     def evaluate(self, key: Array, x: Array, level: NoiseLevel) -> Evaluation:
         """Excess and covariance of a batch of states (n, *shape) at one noise level: one network evaluation each."""
         return self.covariance(key, lambda states: self._excess(states, level), x, level, self.process.subspace)
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the model was given a prior of its own."""
+        return self.prior is not None or self._static_prior is not None
 
     def prior_at(self, level: NoiseLevel) -> Any:
         """The law that generation starts from."""
@@ -180,6 +192,8 @@ class DiffusionModel:
             pass
         level = self.process.level(0.5 * (self.process.t_min + self.process.t_max))
         states = jax.ShapeDtypeStruct((2, *self.shape), jnp.result_type(float))
+        if isinstance(self.fn, LinenCall):
+            self._check_variables(self.fn, states)
         output = jax.eval_shape(lambda x: self._call(x, level), states)
         expected = (2,) if self.prediction == "energy" else (2, *self.shape)
         if getattr(output, "shape", None) != expected:
@@ -189,6 +203,53 @@ class DiffusionModel:
                 f"on a batch of 2 it gave {getattr(output, 'shape', output)} instead of {expected}. Is shape= right? "
                 f"Does fn take a batch (batched=True, now {self.batched})?"
             )
+        if not jnp.issubdtype(output.dtype, jnp.floating):
+            raise ValueError(f"fn must return floating-point numbers, got {output.dtype}")
+
+    def _check_variables(self, call: LinenCall, states: jax.ShapeDtypeStruct) -> None:
+        """A linen module's variables against those that it would make itself."""
+        if self.batched:
+            n = states.shape[0]
+            arguments: list[Any] = [states, jax.ShapeDtypeStruct((n,), states.dtype)]
+            condition = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct((n, *jnp.shape(leaf)), jnp.result_type(leaf)), self.condition
+            )
+        else:
+            arguments = [jax.ShapeDtypeStruct(self.shape, states.dtype), jax.ShapeDtypeStruct((), states.dtype)]
+            condition = self.condition
+        call.check(self.params, *arguments, *([] if condition is None else [condition]))
+
+    def _check_prior(self) -> None:
+        """Try a prior of the user's own abstractly, as generation will use it."""
+        prior = self.prior if self._static_prior is None else self._static_prior
+        if prior is None:
+            return
+        name = type(prior).__name__
+        missing = [method for method in ("sample", "log_prob") if not callable(getattr(prior, method, None))]
+        if missing:
+            raise ValueError(f"a prior needs sample(key) and log_prob(x); {name} has no {' and no '.join(missing)}")
+        try:
+            x = jax.eval_shape(lambda key: prior.sample(key), jax.random.key(0))
+            log_prob = jax.eval_shape(
+                lambda x: prior.log_prob(x), jax.ShapeDtypeStruct(self.shape, jnp.result_type(float))
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"prior.sample(key) must draw one state of shape {self.shape}, and prior.log_prob(x) take it, but "
+                f"{name} failed: {error}"
+            ) from error
+        for method, got, expected in (("sample(key)", x, self.shape), ("log_prob(x)", log_prob, ())):
+            if getattr(got, "shape", None) != expected:
+                raise ValueError(
+                    f"prior.{method} must return shape {expected} for one state of shape {self.shape}, but {name} "
+                    f"gives {getattr(got, 'shape', got)}"
+                )
+
+    def check_state(self, name: str, x: Any) -> None:
+        """Raises ValueError where x is not one state."""
+        if jnp.shape(x) != self.shape:
+            hint = "; for a batch use jax.vmap" if jnp.shape(x)[1:] == self.shape else ""
+            raise ValueError(f"{name} must be one state of shape {self.shape}, got {jnp.shape(x)}{hint}")
 
     def _replace(self, **changes: Any) -> DiffusionModel:
         new = object.__new__(DiffusionModel)
@@ -214,55 +275,11 @@ class DiffusionModel:
         )
 
 
-def _adapt(fn: Any, params: Any) -> tuple[Callable[..., Array], Any]:
-    """A plain function for a flax module; flax is looked at only where the user has imported it."""
-    if "flax" in sys.modules:
-        from flax import linen, nnx
-
-        if isinstance(fn, nnx.Module):
-            graph, state = nnx.split(fn)
-            return NnxCall(graph), state
-        if isinstance(fn, linen.Module):
-            if params is None:
-                raise ValueError(
-                    "a linen module needs its variables: DiffusionModel(process, module, params=variables)"
-                )
-            return LinenCall(fn), params
-    if not callable(fn):
-        raise ValueError(f"fn must be a function, a flax nnx module or a flax linen module, got {type(fn).__name__}")
-    return fn, params
-
-
-class NnxCall:
-    """An nnx module's graph as a pure function of its state; equal graphs are equal functions."""
-
-    def __init__(self, graph: Any):
-        self.graph = graph
-
-    def __call__(self, params: Any, x: Array, t: Array, condition: Any) -> Array:
-        from flax import nnx
-
-        module = nnx.merge(self.graph, params)
-        return module(x, t) if condition is None else module(x, t, condition)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, NnxCall) and self.graph == other.graph
-
-    def __hash__(self) -> int:
-        return hash(self.graph)
-
-
-class LinenCall:
-    """A linen module as a pure function of its variables."""
-
-    def __init__(self, module: Any):
-        self.module = module
-
-    def __call__(self, params: Any, x: Array, t: Array, condition: Any) -> Array:
-        return self.module.apply(params, x, t) if condition is None else self.module.apply(params, x, t, condition)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, LinenCall) and self.module == other.module
-
-    def __hash__(self) -> int:
-        return hash(self.module)
+def _as_shape(shape: Any) -> tuple[int, ...]:
+    try:
+        sizes = tuple(operator.index(n) for n in (shape if hasattr(shape, "__iter__") else (shape,)))
+    except TypeError:
+        raise ValueError(f"shape must be a tuple of integers, got {shape!r}") from None
+    if any(n < 1 for n in sizes):
+        raise ValueError(f"every size in shape must be at least 1, got {sizes}")
+    return sizes

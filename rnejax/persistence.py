@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -14,6 +15,7 @@ import numpy as np
 
 from . import covariance as covariances
 from . import processes
+from .adapters import weights_like
 from .checkpoint import CheckpointError, load_arrays, load_metadata, save_arrays
 from .kernels import CentreOfMassFree, FullSpace, LinearSubspace
 from .model import NOISE_LEVELS, DiffusionModel
@@ -28,6 +30,15 @@ def shipped_models() -> list[str]:
     folder = resources.files("rnejax") / "checkpoints"
     files = sorted(Path(str(folder)).glob("*.safetensors"))
     return [file.stem for file in files if "diffusion" in load_metadata(file)]
+
+
+def num_classes(name_or_path: str | os.PathLike[str]) -> int | None:
+    """How many classes the network of a stored model knows; None where its file does not say, or there is no file."""
+    try:
+        network = _header(_find(name_or_path)).get("network")
+    except FileNotFoundError:
+        return None
+    return network["arguments"].get("num_classes") if network else None
 
 
 def save_model(
@@ -50,7 +61,7 @@ def save_model(
 
     Raises:
       ValueError: for a part that has no form in a file: a prior or noise level of the user's own, say.
-      OSError: if the file cannot be written.
+      OSError: if the file cannot be written, with its path.
     """
     if model.prior is not None or model._static_prior is not None:
         raise ValueError(
@@ -79,7 +90,14 @@ def save_model(
     tree = {name: value for name, value in arrays.items() if value is not None}
     if dtype is not None:  # the covariance table is small, and its accuracy is the density's
         tree = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-    save_arrays(path, tree | ({"covariance": table} if table else {}), header)
+    try:
+        save_arrays(path, tree | ({"covariance": table} if table else {}), header)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write the model ({error.strerror}); give a file in a folder that you may write",
+            str(path),
+        ) from error
 
 
 def load_model(name_or_path: str | os.PathLike[str], fn: Callable[..., Any] | None = None) -> DiffusionModel:
@@ -87,50 +105,78 @@ def load_model(name_or_path: str | os.PathLike[str], fn: Callable[..., Any] | No
 
     Args:
       name_or_path: the name of a shipped model, or a file that :func:`save_model` wrote.
-      fn: the network's function ``fn(params, x, t, condition)``, where the file does not say how to build it.
+      fn: the network's function ``fn(params, x, t, condition)`` or flax module, where the file does not say how to
+        build it. The weights are the file's; those of an nnx module only say what they must look like.
 
     Raises:
       FileNotFoundError: if there is neither; the message lists the shipped models.
       CheckpointError: if the file is truncated, no model, of a network that does not exist here or has another
-        architecture, or needs ``fn``.
+        architecture, has a header that cannot be understood, or needs ``fn`` (or another one).
     """
     path = _find(name_or_path)
-    header = load_metadata(path)
+    header = _header(path)
     described = header.get("diffusion")
     if not isinstance(described, dict):
         raise CheckpointError(f"{path} holds no diffusion model: its header has no entry 'diffusion'")
     arrays, _ = load_arrays(path)
     like = None
+    brought = fn is not None
     if fn is None:
         if "network" not in header:
             raise CheckpointError(f"{path} does not say how to build its network: load_model({str(path)!r}, fn=...)")
         fn, like = _network(path, header["network"])
+    else:
+        fn, like = weights_like(fn)
     params = arrays.get("params")
     if like is not None:
         stored = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays) | {"params": like}
         params = load_arrays(path, stored)[0]["params"]
     elif params is not None:
         params = jax.tree.map(jnp.asarray, params)
-    table = arrays.get("covariance")
-    kind = described["covariance"]
-    chosen: covariances.Covariance = (
-        covariances.Analytic(jnp.asarray(table["log_snr"]), jnp.asarray(table["ratio"]))
-        if table
-        else covariances.get_covariance(kind)
-    )
     condition = arrays.get("condition")
-    return DiffusionModel(
-        _process_from_json(path, described["process"]),
-        fn,
-        described["prediction"],
-        chosen,
-        tuple(described["shape"]),
-        params=params,
-        condition=None if condition is None else jax.tree.map(jnp.asarray, condition),
-        batched=described["batched"],
-        noise_level=described["noise_level"],
-        transform=_transform_from_json(described["transform"]),
-    )
+    try:
+        process = _process_from_json(path, described["process"])
+        chosen = _covariance(described["covariance"], arrays.get("covariance"))
+        options = {
+            "prediction": described["prediction"],
+            "shape": tuple(described["shape"]),
+            "batched": described["batched"],
+            "noise_level": described["noise_level"],
+            "transform": _transform_from_json(described["transform"]),
+        }
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"lacks the entry {error}" if isinstance(error, KeyError) else f"cannot be understood ({error})"
+        raise CheckpointError(f"the header of {path} {what}: it was written by another version or by hand") from error
+    try:
+        return DiffusionModel(
+            process,
+            fn,
+            covariance=chosen,
+            params=params,
+            condition=None if condition is None else jax.tree.map(jnp.asarray, condition),
+            **options,
+        )
+    except Exception as error:  # whatever a function that does not suit these weights may raise
+        remedy = "is fn= the function that it was made with?" if brought else "its header and its arrays disagree"
+        raise CheckpointError(f"{path} does not fit its network: {remedy} ({type(error).__name__}: {error})") from error
+
+
+def _header(path: Path) -> dict[str, Any]:
+    try:
+        header: Any = load_metadata(path)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"the header of {path} is not JSON ({error}): no rnejax wrote it") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"the header of {path} is not a JSON object but {type(header).__name__}")
+    return header
+
+
+def _covariance(kind: str, table: Mapping[str, Any] | None) -> covariances.Covariance:
+    if table:
+        return covariances.Analytic(jnp.asarray(table["log_snr"]), jnp.asarray(table["ratio"]))
+    return covariances.get_covariance(kind)
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:
@@ -154,7 +200,7 @@ def _network(path: Path, recipe: Mapping[str, Any]) -> tuple[Callable[..., Any],
 
     try:
         module = nnx.eval_shape(lambda: build(recipe["name"], jax.random.key(0), **recipe["arguments"]))
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} was made for a network that this version does not have: {error}") from error
     return functional(module)
 

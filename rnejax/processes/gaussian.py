@@ -172,6 +172,9 @@ class GaussianProcess:
         Gaussian data with any covariance choice.
       t_min, t_max: default time range, also what ``time_grid`` spans.
       subspace: where the states live.
+
+    Raises:
+      ValueError: unless data_std > 0 and t_min < t_max, both finite and in the process's domain.
     """
 
     data_std: float = 1.0
@@ -179,10 +182,23 @@ class GaussianProcess:
     t_max: float = 1.0
     subspace: Subspace = FullSpace()  # noqa: RUF009 - immutable
 
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if not (self.data_std > 0 and np.isfinite(self.data_std)):
+            raise ValueError(f"data_std must be positive and finite, got {self.data_std} for {name}")
+        low, high = self.domain
+        if not (low <= self.t_min < self.t_max <= high and np.isfinite(self.t_max)):
+            first, last = self.time_names
+            raise ValueError(
+                f"{name} needs {low:g} <= {first} < {last} <= {high:g}, got {first} = {self.t_min} and "
+                f"{last} = {self.t_max}"
+            )
+
     # -- to be given by a schedule: functions of numpy or jax times --------------------------------------------------
 
     domain = (0.0, 1.0)
     default_grid = "quadratic"
+    time_names = ("t_min", "t_max")  # as the constructor calls them
 
     def log_alpha(self, t: Any) -> Any:
         raise NotImplementedError
@@ -211,8 +227,15 @@ class GaussianProcess:
         return jax.tree.map(_working_precision, self._level(t))
 
     def transition(self, s: Any, t: Any) -> GaussianTransition:
-        """The step between s < t (or many steps, stacked)."""
+        """The step between s < t (or many steps, stacked).
+
+        Raises:
+          ValueError: where s >= t. Times that are traced are not checked.
+        """
         s, t = host(s), host(t)
+        if not isinstance(s, jax.core.Tracer) and not isinstance(t, jax.core.Tracer) and not np.all(s < t):
+            s, t = (each[~(s < t)][0] for each in np.broadcast_arrays(s, t))
+            raise ValueError(f"a step leads from t to s < t, but s = {s:.6g} and t = {t:.6g}: are they swapped?")
         xp = namespace(s, t)
         at_s, at_t = self._level(s), self._level(t)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -273,6 +296,13 @@ class GaussianProcess:
             reference_gain=alpha * data_variance / variance,
             reference_posterior_variance=data_variance * sigma**2 / variance,
         )
+
+
+def check_process(process: Any) -> None:
+    """Raises ValueError for anything but an instance of a process; the class itself is a common slip."""
+    if not isinstance(process, GaussianProcess):
+        hint = f"an instance, {process.__name__}(), not the class" if isinstance(process, type) else "an instance"
+        raise ValueError(f"process must be a GaussianProcess, such as Cosine(): {hint}; got {process!r}")
 
 
 def _working_precision(value: Any) -> Any:

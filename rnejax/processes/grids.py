@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
 
-from .gaussian import GaussianProcess
+from .gaussian import GaussianProcess, check_process
 
 KINDS = ("uniform", "quadratic", "edm", "log_snr")
 
@@ -35,15 +36,17 @@ def time_grid(
       rho: the exponent of ``edm``.
 
     Raises:
-      ValueError: for an unknown kind, fewer than one step, or a range that is not inside the process's.
+      ValueError: for an unknown kind, a number of steps that is not an integer of at least 1, or a range that is not
+        inside the process's.
     """
+    check_process(process)
     kind = process.default_grid if kind is None else kind
     if kind not in KINDS:
         raise ValueError(f"unknown grid {kind!r}; choose one of {', '.join(KINDS)}")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    num_steps = check_count("num_steps", num_steps)
     low = process.t_min if t_min is None else float(t_min)
     high = process.t_max if t_max is None else float(t_max)
+    validate_times(process, [low, high])  # before roots and logarithms of them
     u = np.linspace(0.0, 1.0, num_steps + 1)
     if kind == "uniform":
         times = low + u * (high - low)
@@ -64,6 +67,17 @@ def time_grid(
         times = _invert(process, wanted, low, high)
     times[0], times[-1] = low, high
     return validate_times(process, times)
+
+
+def check_count(name: str, number: Any) -> int:
+    """The number, if it is an integer of at least 1; else ValueError, by its name."""
+    try:
+        count = operator.index(number)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {number!r}") from None
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+    return count
 
 
 def validate_times(process: GaussianProcess, times: Any) -> np.ndarray:

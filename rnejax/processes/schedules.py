@@ -22,10 +22,18 @@ class VariancePreserving(GaussianProcess):
     """beta(t) = beta_min + t (beta_max - beta_min), alpha = exp(-int_0^t beta / 2), sigma^2 = 1 - alpha^2.
 
     Defaults: t in [1e-3, 1]; alpha(1) = 0.0066, so every prediction type can be used. Song et al. 2021.
+
+    Raises:
+      ValueError: unless beta_min >= 0 and beta_max > 0.
     """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (0 <= self.beta_min < np.inf and 0 < self.beta_max < np.inf):
+            raise ValueError(f"noise is added: beta_min >= 0 and beta_max > 0, got {self.beta_min} and {self.beta_max}")
 
     def log_alpha(self, t: Any) -> Any:
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
@@ -108,6 +116,7 @@ class VarianceExploding(GaussianProcess):
 
     domain = (0.0, float("inf"))
     default_grid = "edm"
+    time_names = ("sigma_min", "sigma_max")
 
     def __init__(self, sigma_min: float = 1e-3, sigma_max: float = 10.0, **options: Any):
         super().__init__(t_min=sigma_min, t_max=sigma_max, **options)
@@ -159,8 +168,8 @@ class DiscreteVariancePreserving(GaussianProcess):
         betas = tuple(float(b) for b in np.asarray(betas, np.float64).reshape(-1))
         if len(betas) < 2 or not all(0 < b < 1 for b in betas):
             raise ValueError(f"betas must be two or more numbers in (0, 1), got {len(betas)}: {betas[:3]} ...")
+        object.__setattr__(self, "betas", betas)  # first: the domain, which times are checked against, is theirs
         super().__init__(**{"t_min": 1.0, "t_max": float(len(betas)), **options})
-        object.__setattr__(self, "betas", betas)
 
     @property
     def domain(self) -> tuple[float, float]:  # type: ignore[override]
