@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # After parsing, so that --help needs none of it.
     from .config import ConfigError, load_config
-    from .runs.build import apply_device
+    from .runs.build import RewardError, apply_device
     from .runs.folder import RunFolder
 
     folders: list[RunFolder] = []  # none until the run has checked that it can start
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         return _say_interrupted(folders, str(error))
-    except FloatingPointError as error:  # NaN in a network, a reward or a loss; SMCError is one of these
+    except (FloatingPointError, RewardError) as error:  # NaN in a network, a reward or a loss; SMCError is one of these
         return _say_failed(folders, error)
     (folder,) = folders
     folder.finish()

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import linen, nnx
 
 import rnejax as rj
 from rnejax.checkpoint import HEADER, CheckpointError, load_metadata
+from rnejax.cli import main
 from rnejax.density import SignalAtEndWarning
 from rnejax.processes import Cosine, DiscreteVariancePreserving, VarianceExploding, VariancePreserving
 
@@ -275,3 +277,51 @@ def test_a_path_that_cannot_be_written_is_told_with_a_remedy(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write the model .*; give a file in a folder that you may write.*file"):
         rj.save_model(tmp_path / "file" / "model.safetensors", model_of())
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+def saved_network(folder):
+    """A small conditional network with three classes, in a file."""
+    from rnejax.networks import build, functional
+
+    arguments = {"shape": (2,), "hidden": 8, "num_classes": 3}
+    apply, params = functional(build("mlp", KEY, **arguments))
+    path = folder / "model.safetensors"
+    rj.save_model(path, model_of(apply, params=params, condition=jnp.int32(3)), network=("mlp", arguments))
+    return path
+
+
+def failing_reward(x):
+    raise ZeroDivisionError("no ink")
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ("sample", "condition: 3"),
+        ("sample", "condition: [0, -1]"),
+        ("steer", "target: {kind: guide, condition: 7}"),
+        ("steer", "target: {kind: product, conditions: [0, 3], exponents: [1, 1]}"),
+    ],
+)
+def test_a_class_that_the_network_does_not_have_is_refused_before_the_folder_is_made(tmp_path, capsys, command, text):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"model: {saved_network(tmp_path)}\n{text}\n")
+    assert main([command, str(config), "--output", str(tmp_path / "out")]) == 2
+    assert "are 0 to 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_host_reward_that_raises_ends_the_run_with_one_message(tmp_path, capfd, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {saved_network(tmp_path)}\ngrid: {{num_steps: 2}}\nnum_particles: 4\ntarget: {{kind: tilt, base: "
+        "{kind: model}, reward: {kind: function, function: 'test_bad_input:failing_reward', host: true}}\n"
+    )
+    assert main(["steer", str(config), "--output", str(tmp_path / "out")]) == 1
+    said = capfd.readouterr().err
+    assert "the reward test_bad_input:failing_reward failed on a batch of states: ZeroDivisionError: no ink" in said
+    assert "Traceback" not in said

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnejax as rj
+from rnejax.persistence import num_classes
 
 from ..config import (
     ClassReward,
@@ -77,6 +78,16 @@ def build_process(process: Any) -> Any:
         raise ConfigError(f"process: {error}") from error
 
 
+def check_classes(name: str, *conditions: int | None) -> None:
+    """Raises ConfigError for a class that the network of a stored model does not have: its embedding would be NaN."""
+    known = num_classes(name)
+    for condition in conditions:
+        if condition is not None and known is not None and not 0 <= condition < known:
+            raise ConfigError(
+                f"condition = {condition}, but the classes of model = {name} are 0 to {known - 1} (null: no class)"
+            )
+
+
 def with_condition(model: rj.DiffusionModel, condition: int | None) -> rj.DiffusionModel:
     """The model under a class; null leaves the condition that it was saved with, which is no class.
 
@@ -134,7 +145,39 @@ def build_reward(reward: ClassReward | InkReward | FunctionReward) -> tuple[Call
         raise ConfigError(
             f"function = {reward.function} cannot be imported ({error}); it must be package.module:name"
         ) from error
-    return function, reward.host
+    return (HostReward(reward.function, function) if reward.host else function), reward.host
+
+
+class RewardError(RuntimeError):
+    """A reward of the user's own that raised."""
+
+
+class HostReward:
+    """A numpy function of a batch, whose errors survive being called back from compiled code.
+
+    An exception in a callback ends as a runtime error of the device, with a traceback for each step. So the first one
+    is kept, and NaN returned, which stops the run where it stands; whoever ran it then calls :meth:`raise_failure`.
+    """
+
+    def __init__(self, name: str, function: Callable[[Any], Any]):
+        self.name, self.function = name, function
+        self.failure: Exception | None = None
+
+    def __call__(self, x: Any) -> np.ndarray:
+        try:
+            values = np.asarray(self.function(x), np.float64)
+            if values.shape != (len(x),):
+                raise ValueError(f"one number per example was expected, shape ({len(x)},), but it gave {values.shape}")
+        except Exception as error:  # whatever the user's function may raise
+            self.failure = self.failure or error
+            return np.full(len(x), np.nan)
+        return values
+
+    def raise_failure(self) -> None:
+        """Raises RewardError if a call has failed."""
+        if self.failure is not None:
+            what = f"{type(self.failure).__name__}: {self.failure}"
+            raise RewardError(f"the reward {self.name} failed on a batch of states: {what}") from self.failure
 
 
 def class_log_probability(log_probabilities: Callable[[Any], Any], label: int, x: Any) -> Any:

@@ -10,13 +10,14 @@ import rnejax as rj
 
 from .. import plot
 from ..config import DensityRun
-from .build import load_model, load_points, make_times, with_condition
+from .build import check_classes, load_model, load_points, make_times, with_condition
 from .folder import OpenFolder, require_pictures, summary
 
 
 def run(config: DensityRun, open_folder: OpenFolder) -> None:
     """Log-densities with standard errors; in bits per dimension where the points are dequantised pixels."""
     model = with_condition(load_model(config), config.condition)
+    check_classes(config.model, config.condition)
     times = make_times(config, model)
     key_data, key_paths, key_flow = jax.random.split(jax.random.key(config.seed), 3)
     points, dequantisation = load_points(key_data, config.data, config.num_points)

@@ -12,7 +12,7 @@ import rnejax as rj
 
 from .. import plot
 from ..config import SampleRun
-from .build import load_model, make_times, with_condition
+from .build import check_classes, load_model, make_times, with_condition
 from .folder import OpenFolder, require_pictures, summary
 
 
@@ -21,6 +21,7 @@ def run(config: SampleRun, open_folder: OpenFolder) -> None:
     model = load_model(config)
     times = make_times(config, model)
     conditions = config.condition if isinstance(config.condition, list) else [config.condition]
+    check_classes(config.model, *conditions)
     models = [with_condition(model, condition) for condition in conditions]
     require_pictures()
     folder = open_folder()

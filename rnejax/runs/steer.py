@@ -13,7 +13,7 @@ import rnejax as rj
 
 from .. import plot
 from ..config import ClassReward, Product, SteerRun, Tilt
-from .build import build_reward, build_target, load_classifier, load_model, make_times
+from .build import HostReward, build_reward, build_target, check_classes, load_classifier, load_model, make_times
 from .folder import OpenFolder, RunFolder, require_pictures
 
 Judge = Callable[[Any], Any]
@@ -23,6 +23,7 @@ def run(config: SteerRun, open_folder: OpenFolder) -> None:
     """Weighted particles, log Z, diagnostics; beside them, if asked for, the same proposal without any weights."""
     model = load_model(config)
     times = make_times(config, model)
+    check_classes(config.model, *conditions(config.target))
     target = build_target(model, config.target)
     judge = None if config.judge is None else load_classifier(config.judge)
     require_pictures()
@@ -36,7 +37,7 @@ def run(config: SteerRun, open_folder: OpenFolder) -> None:
     }
 
     with folder.timed():
-        result = rj.steer(key, target, times, ess_threshold=config.ess_threshold, save=("ancestors",), **settings)
+        result = steer(key, target, times, ess_threshold=config.ess_threshold, save=("ancestors",), **settings)
     x, log_weights = pool(result, model.shape)
     info = {name: getattr(result.info, name) for name in ("time", "ess", "resampled", "unique_ancestors")}
     arrays = {"x": result.particles, "log_weights": result.log_weights, "log_normalizer": result.log_normalizer, **info}
@@ -51,13 +52,31 @@ def run(config: SteerRun, open_folder: OpenFolder) -> None:
 
     if config.compare_uncorrected:
         with folder.timed("seconds_uncorrected"):
-            plain = rj.steer(key_uncorrected, target, times, ess_threshold=0.0, **settings)
+            plain = steer(key_uncorrected, target, times, ess_threshold=0.0, **settings)
         x_plain, _ = pool(plain, model.shape)
         folder.arrays("uncorrected.npz", x=plain.particles)
         record_quality(folder, config, judge, x_plain, np.zeros(len(x_plain)), "_uncorrected")
         if plot.is_image(model.shape):
             sheets = {"uncorrected": spread(x_plain, 64), "corrected": spread(equal, 64)}
             folder.picture("comparison.png", plot.compare_sheets(sheets))
+
+
+def steer(key: Any, target: Any, times: np.ndarray, **settings: Any) -> Any:
+    """``rnejax.steer``; raises RewardError where a host reward is what stopped it."""
+    try:
+        return rj.steer(key, target, times, **settings)
+    except FloatingPointError:
+        for reward in getattr(target, "rewards", ()):
+            if isinstance(reward.fn, HostReward):
+                reward.fn.raise_failure()
+        raise
+
+
+def conditions(target: Any) -> list[int | None]:
+    """All classes that a target names."""
+    if isinstance(target, Tilt):
+        return conditions(target.base)
+    return list(target.conditions) if isinstance(target, Product) else [target.condition]
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
@@ -102,6 +121,8 @@ def record_quality(
     for reward in tilts(config.target):
         function, host = build_reward(reward)
         values = np.asarray(function(x) if host else jax.lax.map(function, x, batch_size=64))
+        if isinstance(function, HostReward):
+            function.raise_failure()
         # A particle without weight may have a reward of -inf, which the mean must not see as 0 * inf.
         metrics[f"reward_{reward.kind}"] = float(shares[shares > 0] @ values[shares > 0])
     if judge is not None:
