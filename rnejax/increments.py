@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from .covariance import Evaluation
-from .kernels import Array
+from .kernels import Array, event_sum
 from .model import DiffusionModel
 from .processes import GaussianTransition
 from .processes.gaussian import drift_and_diffusion, reference
@@ -64,8 +64,8 @@ def ito(model: DiffusionModel, transition: GaussianTransition, x_s: Array, x_t: 
     linear, diffusion = drift_and_diffusion(transition.t)
     score = transition.t.score(x_t, evaluation.excess)
     dimension = transition.subspace.dimension(x_t.shape)
-    rate = dimension * linear + linear * jnp.sum(score * x_t) - 0.5 * diffusion * jnp.sum(score**2)
-    increment = jnp.sum(score * (x_s - x_t)) + transition.duration * rate
+    rate = dimension * linear + linear * event_sum(score * x_t) - 0.5 * diffusion * event_sum(score**2)
+    increment = event_sum(score * (x_s - x_t)) + transition.duration * rate
     return increment - reference_difference(transition, x_s, x_t)
 
 

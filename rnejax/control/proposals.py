@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..covariance import Evaluation
-from ..kernels import Array, Gaussian, Kernel
+from ..kernels import Array, Gaussian, Kernel, event_sum
 from ..processes import GaussianTransition
 from ..processes.gaussian import drift_and_diffusion
 
@@ -121,7 +121,7 @@ class Drift:
         slope_of_tilt = at_t.exact_gradient + 0.5 * at_t.gradient
         pull = law.covariance_times(slope_of_tilt)
         if math.isfinite(self.trust):
-            divergence = 0.5 * jnp.sum(slope_of_tilt * pull)
+            divergence = 0.5 * event_sum(slope_of_tilt * pull)
             pull = pull * jnp.minimum(1.0, jnp.sqrt(self.trust / jnp.maximum(divergence, 1e-30)))
         return Gaussian(law.anchor, law.shift + pull, law.variance, law.excess, law.basis, law.subspace)
 
@@ -183,8 +183,8 @@ class FeynmanKac:
         gradient = at_t.gradient + at_t.exact_gradient
         bar = jnp.sum(at_t.exponents)
         dimension = transition.subspace.dimension(at_t.x.shape)
-        rate = (bar - 1) * dimension * linear + 0.5 * diffusion * (jnp.sum(total**2) - weighted_squares)
-        rate = rate + jnp.sum(gradient * (0.5 * diffusion * total - linear * at_t.x))
+        rate = (bar - 1) * dimension * linear + 0.5 * diffusion * (event_sum(total**2) - weighted_squares)
+        rate = rate + event_sum(gradient * (0.5 * diffusion * total - linear * at_t.x))
         change = at_s.strengths - at_t.strengths
         return transition.duration * rate + jnp.sum(jnp.where(change == 0, 0.0, change * at_t.rewards))
 
@@ -193,7 +193,7 @@ class FeynmanKac:
         scores = [transition.t.score(at_t.x, evaluation.excess) for evaluation in at_t.evaluations]
         pairs = list(zip(at_t.exponents, scores, strict=True))
         total = jnp.sum(jnp.stack([beta * score for beta, score in pairs]), axis=0)
-        return total, jnp.sum(jnp.stack([beta * jnp.sum(score**2) for beta, score in pairs]))
+        return total, jnp.sum(jnp.stack([beta * event_sum(score**2) for beta, score in pairs]))
 
 
 def combine_covariances(kernels: tuple[Gaussian, ...], weights: Array) -> tuple[Array | float, Array | None]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .arguments import check_last_axes
+from .convolution import convolution
 from .layers import group_norm, space_to_depth
 
 
@@ -31,7 +32,7 @@ class StridedClassifier(nnx.Module):
     ):
         self.image_shape = tuple(image_shape)
         sizes = [self.image_shape[2], *channels]
-        self.convolutions = nnx.List([nnx.Conv(a, b, (3, 3), strides=2, rngs=rngs) for a, b in pairwise(sizes)])
+        self.convolutions = nnx.List([convolution(a, b, 3, strides=2, rngs=rngs) for a, b in pairwise(sizes)])
         self.head = nnx.Linear(channels[-1], num_classes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -59,8 +60,8 @@ class PooledClassifier(nnx.Module):
     ):
         self.image_shape = tuple(image_shape)
         height, width, inputs = self.image_shape
-        self.first = nnx.Conv(inputs, channels[0], (5, 5), rngs=rngs)
-        self.second = nnx.Conv(channels[0], channels[1], (5, 5), rngs=rngs)
+        self.first = convolution(inputs, channels[0], 5, rngs=rngs)
+        self.second = convolution(channels[0], channels[1], 5, rngs=rngs)
         self.dense = nnx.Linear((height // 4) * (width // 4) * channels[1], hidden, rngs=rngs)
         self.head = nnx.Linear(hidden, num_classes, rngs=rngs)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .arguments import check_choice
+from .convolution import convolution
 
 TIME_SCALES = ("logit", "log", "identity")
 
@@ -143,7 +144,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 def conv3x3(inputs: int, outputs: int, rngs: nnx.Rngs, kernel_init: Callable | None = None) -> nnx.Conv:
     """A 3 x 3 convolution that keeps height and width."""
     init = nnx.initializers.lecun_normal() if kernel_init is None else kernel_init
-    return nnx.Conv(inputs, outputs, (3, 3), kernel_init=init, rngs=rngs)
+    return convolution(inputs, outputs, 3, kernel_init=init, rngs=rngs)
 
 
 class ResidualBlock(nnx.Module):

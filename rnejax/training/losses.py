@@ -65,7 +65,8 @@ def score_matching_loss(
     count = x0.shape[0]
     time_key, noise_key = jax.random.split(key)
     t = _draw_times(time_key, process, times, count)
-    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
+    # The barrier keeps XLA from drawing the same noise anew wherever it is used.
+    noise = jax.lax.optimization_barrier(jax.random.normal(noise_key, x0.shape, x0.dtype))
 
     def along(value: jax.Array) -> jax.Array:
         return jnp.asarray(value, x0.dtype).reshape((count,) + (1,) * (x0.ndim - 1))
