@@ -105,7 +105,10 @@ def _read(path: Path, header_only: bool = False) -> tuple[dict[str, np.ndarray],
             f"{path} ({path.stat().st_size} bytes) is not a complete safetensors file ({error}): it was cut short "
             "while it was copied or written, or it is another format; fetch or write it again"
         ) from error
-    return arrays, json.loads(header)
+    try:
+        return arrays, json.loads(header)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} has a header that is no JSON ({error}): it was not written by rnejax") from error
 
 
 def _check_same(path: Path, arrays: Mapping[str, np.ndarray], wanted: Mapping[str, Any]) -> None:

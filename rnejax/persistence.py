@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -164,10 +163,7 @@ def load_model(name_or_path: str | os.PathLike[str], fn: Callable[..., Any] | No
 
 
 def _header(path: Path) -> dict[str, Any]:
-    try:
-        header: Any = load_metadata(path)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"the header of {path} is not JSON ({error}): no rnejax wrote it") from error
+    header: Any = load_metadata(path)
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of {path} is not a JSON object but {type(header).__name__}")
     return header

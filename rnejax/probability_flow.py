@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .density import check_points, check_times, prior_excess, to_user_log_density
+from .density import check_points, check_times, prior_excess, to_user_log_density, warn_of_signal
 from .kernels import Array
 from .model import DiffusionModel
 from .processes import GaussianProcess, NoiseLevel
@@ -90,6 +90,7 @@ def probability_flow_log_density(
     """
     diffrax = _import_diffrax()
     times = check_times(model, times)
+    warn_of_signal(model, times)
     x = check_points(model, x)
     if divergence not in DIVERGENCES:
         raise ValueError(f"unknown divergence {divergence!r}; choose one of {', '.join(DIVERGENCES)}")

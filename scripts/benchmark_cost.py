@@ -2,9 +2,9 @@
 
     python scripts/benchmark_cost.py [--particles 64] [--steps 50] [--repeats 5]
 
-Prints medians and their ratio, the same with a network of no cost (what the library itself costs per step), and the time
-of a convolution's gradients inside a loop beside XLA's own; writes docs/tables/cost.json. Compilation is not in the
-times; it is printed beside.
+Prints medians and their ratio, the same with a network of no cost (what the library itself costs per step), and the
+time of a convolution's gradients inside a loop beside XLA's own; writes docs/tables/cost.json. Compilation is not in
+the times; it is printed beside.
 """
 
 from __future__ import annotations

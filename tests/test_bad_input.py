@@ -11,7 +11,7 @@ import pytest
 from flax import linen, nnx
 
 import rnejax as rj
-from rnejax.checkpoint import HEADER, CheckpointError, load_metadata
+from rnejax.checkpoint import HEADER, CheckpointError, load_arrays, load_metadata
 from rnejax.cli import main
 from rnejax.density import SignalAtEndWarning
 from rnejax.processes import Cosine, DiscreteVariancePreserving, VarianceExploding, VariancePreserving
@@ -248,7 +248,7 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda header: "{not json", "is not JSON"),
+        (lambda header: "{not json", "is no JSON"),
         (lambda header: [1], "not a JSON object but list"),
         (lambda header: {"diffusion": {}}, "lacks the entry 'process'"),
         (lambda header: {"diffusion": header["diffusion"] | {"process": 3}}, "cannot be understood"),
@@ -325,3 +325,13 @@ def test_a_host_reward_that_raises_ends_the_run_with_one_message(tmp_path, capfd
     said = capfd.readouterr().err
     assert "the reward test_bad_input:failing_reward failed on a batch of states: ZeroDivisionError: no ink" in said
     assert "Traceback" not in said
+
+
+def test_arrays_with_a_header_that_is_no_json_are_refused_as_a_checkpoint(tmp_path):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "arrays.safetensors"
+    save_file({"a": np.zeros(2)}, path, metadata={HEADER: "{no json"})
+    for load in (load_arrays, load_metadata):
+        with pytest.raises(CheckpointError, match=r"arrays\.safetensors has a header that is no JSON"):
+            load(path)

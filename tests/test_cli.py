@@ -378,6 +378,14 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(toy
     [
         (["--target", "{kind: product, conditions: [0, 1], exponents: [1.0]}"], "target: exponents must match models"),
         (["--target", "{kind: tilt, reward: {kind: function, function: 'nowhere:f'}}"], "nowhere:f cannot be imported"),
+        (
+            ["--target", "{kind: tilt, reward: {kind: function, function: 'math:sin'}}"],
+            "math:sin failed on one state of shape",
+        ),
+        (
+            ["--target", "{kind: tilt, reward: {kind: function, function: 'jax.numpy:sin'}}"],
+            "jax.numpy:sin must return one number for one state",
+        ),
         (["--grid.t_max", "5"], "grid: "),
     ],
 )

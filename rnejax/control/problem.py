@@ -147,6 +147,7 @@ class Steer:
         increments, excess_increments = jax.vmap(partial(self._weigh, step))(particles, arrived)
         tilts = jax.vmap(lambda particle: self._local(particle, step.exponents_s, step.strengths_s).tilt)(arrived)
         increments = jnp.where(step.is_first, tilts, increments)
+        increments = increments + jnp.where(step.is_last, self._change_of_volume(x, step), 0.0)
         excess_increments = jnp.where(step.is_first, 0.0, excess_increments)
         arrived = arrived._replace(excess_log_densities=particles.excess_log_densities.add(excess_increments))
         finite = [jnp.all(jnp.isfinite(evaluation.excess)) for evaluation in evaluations]
@@ -154,6 +155,7 @@ class Steer:
         aux = {
             "network_finite": jnp.stack(finite),
             "reward_nan": jnp.any(jnp.isnan(rewards)),
+            "reward_forbids_some": jnp.any(rewards == -jnp.inf, axis=0),
             "reward_forbids_all": jnp.all(jnp.any(rewards == -jnp.inf, axis=1)),
             "gradients_finite": gradients_finite,
         }
@@ -161,6 +163,12 @@ class Steer:
 
     def position(self, particles: Particle) -> Array:
         return jax.vmap(self.models[0].transform.to_data)(particles.x)
+
+    def _change_of_volume(self, x: Array, step: ControlStep) -> Array:
+        """prod_i p_i^beta_i, per volume, in the user's coordinates y over that in the network's: |dy/dx|^(1 - bar)."""
+        model = self.models[0]
+        log_det = jax.vmap(lambda x: model.transform.log_det(x, model.process.subspace))(x)
+        return (1 - jnp.sum(step.exponents_s)) * log_det
 
     # -- looking at states: the only place where networks and rewards are called ---------------------------------------
 

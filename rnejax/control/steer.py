@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..density import check_times, to_user_log_density
+from ..density import check_times, to_user_log_density, warn_of_signal
 from ..kernels import Array
 from ..model import DiffusionModel
 from ..processes import NoiseLevel
@@ -112,6 +112,8 @@ def steer(
     target = as_target(target)
     for model in target.models:
         times = check_times(model, times)
+        if warn:
+            warn_of_signal(model, times)
     chosen = get_proposal(proposal)
     exponents, strengths = target.exponents_at(times), target.strengths_at(times)
     check_exponents(exponents, times)
@@ -146,7 +148,7 @@ def steer(
         progress=progress,
         check=False,
     )
-    steered = summarise(result, problem, bottom, exponents[0].sum(), arrival_times)
+    steered = summarise(result, problem, bottom, arrival_times)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(steered)):
         if check:
             raise_on_fault(
@@ -156,7 +158,7 @@ def steer(
                 describe=_describe(result.info.aux, arrival_times),
             )
         if warn:
-            for message in diagnose(steered):
+            for message in diagnose(steered) + warn_of_constraints(result.info.aux, strengths):
                 warnings.warn(message, SteeringWarning, stacklevel=2)
     return steered
 
@@ -165,22 +167,15 @@ class SteeringWarning(UserWarning):
     """A result that should not be trusted, and why."""
 
 
-def summarise(result: Any, problem: Steer, bottom: NoiseLevel, total_exponent: float, times: np.ndarray) -> Steered:
+def summarise(result: Any, problem: Steer, bottom: NoiseLevel, times: np.ndarray) -> Steered:
     """The run in the user's coordinates and without its first iteration, which moves nothing."""
     model = problem.models[0]
-    subspace = model.process.subspace
     state: Particle = result.state
     x = state.x.reshape(-1, *model.shape)
     excesses = state.excess_log_densities.value.reshape(len(x), -1)
-    log_dets = jax.vmap(lambda x: model.transform.log_det(x, subspace))(x)
     log_densities = jax.vmap(
         lambda x, excesses: jax.vmap(lambda excess: to_user_log_density(model, bottom, x, excess))(excesses)
     )(x, excesses)
-    # prod p_i^beta_i in the user's coordinates is |dy/dx|^(1 - bar) times that in the network's, per volume dy.
-    correction = ((1 - total_exponent) * log_dets).reshape(result.log_weights.shape)
-    log_weights = result.log_weights + correction
-    gained = log_mean_exp(log_weights)
-    log_normalizer = result.log_normalizer + gained
     info = result.info
     by_step = {name: getattr(info, name)[..., 1:] for name in ("ess", "resampled", "unique_ancestors")}
     increments = info.log_normalizer_increments
@@ -189,8 +184,8 @@ def summarise(result: Any, problem: Steer, bottom: NoiseLevel, total_exponent: f
     fault = info.fault._replace(step=jnp.maximum(info.fault.step - 1, -1))
     return Steered(
         particles=result.particles,
-        log_weights=log_weights - gained[..., None],
-        log_normalizer=log_normalizer,
+        log_weights=result.log_weights,
+        log_normalizer=result.log_normalizer,
         log_densities=log_densities.reshape(*result.log_weights.shape, -1),
         info=SteerInfo(
             time=jnp.asarray(times[1:], increments.dtype),
@@ -200,8 +195,21 @@ def summarise(result: Any, problem: Steer, bottom: NoiseLevel, total_exponent: f
             saved=jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 1, None, axis=axis), info.saved),
             **by_step,
         ),
-        standard_error=_relative_error(log_normalizer),
+        standard_error=_relative_error(result.log_normalizer),
     )
+
+
+def warn_of_constraints(aux: dict[str, Array], strengths: np.ndarray) -> list[str]:
+    """What to say of rewards that forbade states on the way."""
+    forbidden = np.asarray(aux["reward_forbids_some"])[:-1]  # of every iteration but the one that arrives at t_min
+    active = (strengths[::-1][:-1] != 0) & forbidden
+    if not active.any():
+        return []
+    return [
+        "a reward was -inf for some states before t_min: no path that was forbidden on its way can end where it is "
+        "allowed, so that the result is biased unless it never would; give the reward a schedule that is zero "
+        "before t_min, or a finite penalty on the way"
+    ]
 
 
 def steps_in_window(window: tuple[float, float] | None, times: np.ndarray) -> tuple[int, int]:

@@ -96,8 +96,7 @@ def temper(model_or_target: DiffusionModel | Target, beta: Exponent) -> Target:
       ValueError: if the base has a reward of the exact scheme, which is exact for exponent 1 only.
     """
     base = as_target(model_or_target)
-    if not callable(beta) and not np.isfinite(beta):
-        raise ValueError(f"an exponent must be finite, got {beta}")
+    _check_known("an exponent", beta)
     if not callable(beta) and beta == 1:
         return base
     if any(reward.exact for reward in base.rewards):
@@ -155,6 +154,7 @@ def guide(
 
     ``scale`` is a number or a function of time; 1 is the conditional model itself.
     """
+    _check_known("scale", scale)
     complement = (lambda t: 1.0 - scale(t)) if callable(scale) else 1.0 - scale
     return product([unconditional, conditional], [complement, scale])
 
@@ -194,8 +194,7 @@ def tilt(
         a host reward.
     """
     base = as_target(model_or_target)
-    if not np.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}")
+    _check_known("scale", scale)
     added = Reward.of(
         reward,
         schedule=schedule,
@@ -208,6 +207,17 @@ def tilt(
     target = replace(base, rewards=(*base.rewards, added))
     target.check_exactness()
     return target
+
+
+def _check_known(name: str, value: Exponent) -> None:
+    """Raises ValueError for a number that is not finite, or that is known only when compiled code runs."""
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(
+            f"{name} must be known when the program is traced, because schedules and proposals are computed from it on "
+            "the host: build the target outside jax.jit, or mark the number as static (static_argnames)"
+        )
+    if not callable(value) and not np.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def _power(base: Target, beta: Exponent) -> Target:

@@ -38,8 +38,8 @@ class StridedClassifier(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Log-probabilities, shape (..., num_classes), of images, shape (..., height, width, channels)."""
         check_last_axes("x", x.shape, self.image_shape)
-        for convolution in self.convolutions:
-            x = nnx.silu(group_norm(convolution(x), 8))
+        for layer in self.convolutions:
+            x = nnx.silu(group_norm(layer(x), 8))
         return nnx.log_softmax(self.head(jnp.mean(x, axis=(-3, -2))))
 
 
@@ -68,8 +68,8 @@ class PooledClassifier(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Log-probabilities, shape (..., num_classes), of images, shape (..., height, width, channels)."""
         check_last_axes("x", x.shape, self.image_shape)
-        for convolution in (self.first, self.second):
-            x = _max_of_patches(nnx.relu(convolution(x)))
+        for layer in (self.first, self.second):
+            x = _max_of_patches(nnx.relu(layer(x)))
         x = nnx.relu(self.dense(x.reshape(*x.shape[:-3], -1)))
         return nnx.log_softmax(self.head(x))
 

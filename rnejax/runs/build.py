@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -146,6 +146,28 @@ def build_reward(reward: ClassReward | InkReward | FunctionReward) -> tuple[Call
             f"function = {reward.function} cannot be imported ({error}); it must be package.module:name"
         ) from error
     return (HostReward(reward.function, function) if reward.host else function), reward.host
+
+
+def check_rewards(rewards: Sequence[Any], shape: tuple[int, ...]) -> None:
+    """Try every reward that is a JAX function abstractly on one state, so that what it raises is told before a run.
+
+    Raises:
+      ConfigError: naming the function and what it raised.
+    """
+    for reward in rewards:
+        function, host = build_reward(reward)
+        if host:
+            continue
+        name = getattr(reward, "function", reward.kind)
+        try:
+            out = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jnp.result_type(float)))
+        except Exception as error:  # whatever the user's function may raise
+            raise ConfigError(
+                f"function = {name} failed on one state of shape {shape} ({type(error).__name__}: {error}); a reward "
+                "takes one example, as a JAX array; a numpy function of a batch needs host: true"
+            ) from error
+        if getattr(out, "shape", None) != ():
+            raise ConfigError(f"function = {name} must return one number for one state, got {out}")
 
 
 class RewardError(RuntimeError):

@@ -13,7 +13,16 @@ import rnejax as rj
 
 from .. import plot
 from ..config import ClassReward, Product, SteerRun, Tilt
-from .build import HostReward, build_reward, build_target, check_classes, load_classifier, load_model, make_times
+from .build import (
+    HostReward,
+    build_reward,
+    build_target,
+    check_classes,
+    check_rewards,
+    load_classifier,
+    load_model,
+    make_times,
+)
 from .folder import OpenFolder, RunFolder, require_pictures
 
 Judge = Callable[[Any], Any]
@@ -25,6 +34,7 @@ def run(config: SteerRun, open_folder: OpenFolder) -> None:
     times = make_times(config, model)
     check_classes(config.model, *conditions(config.target))
     target = build_target(model, config.target)
+    check_rewards(tilts(config.target), model.shape)
     judge = None if config.judge is None else load_classifier(config.judge)
     require_pictures()
     folder = open_folder()

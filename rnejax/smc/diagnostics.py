@@ -36,6 +36,7 @@ def diagnose(
     *,
     max_pareto_k: float = 0.7,
     min_ess_fraction: float = 0.05,
+    min_ess: float = 5.0,
     min_unique_fraction: float = 0.05,
     max_zero_fraction: float = 0.5,
     max_group_spread: float = 1.0,
@@ -49,6 +50,7 @@ def diagnose(
         max_pareto_k: largest tolerated k-hat of the final weights, see :func:`pareto_k`; where it cannot be fitted,
             nothing is said.
         min_ess_fraction: smallest tolerated effective sample size at any step, relative to the number of particles.
+        min_ess: smallest tolerated effective sample size in particles: from fewer, no error can be told.
         min_unique_fraction: smallest tolerated share of initial particles that still have descendants.
         max_zero_fraction: largest tolerated share of final particles of zero weight.
         max_group_spread: largest tolerated standard deviation of log Z over the groups, nats.
@@ -72,7 +74,12 @@ def diagnose(
     final_ess = np.asarray(effective_sample_size(jax.numpy.asarray(log_weights)))[:, None]
     ess = np.concatenate([traces["ess"], final_ess], axis=1)
     smallest = np.unravel_index(np.argmin(ess), ess.shape)
-    if ess[smallest] < min_ess_fraction * num:
+    if num < min_ess:
+        messages.append(
+            f"{'a single particle' if num == 1 else f'only {num} particles'} per run: one cannot tell from so few how "
+            "good they are; use more particles"
+        )
+    elif ess[smallest] < max(min_ess_fraction * num, min_ess):
         step = min(smallest[1], ess.shape[1] - 2)
         messages.append(
             f"the effective sample size fell to {ess[smallest]:.1f} of {num} particles at step {step}: use more "

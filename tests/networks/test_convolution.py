@@ -37,7 +37,7 @@ QUANTITIES: dict[str, Callable[[nnx.Conv], Any]] = {
 }
 
 
-@pytest.mark.parametrize("size, strides", [(3, 1), (3, 2), (5, 1), (2, 3)])
+@pytest.mark.parametrize(("size", "strides"), [(3, 1), (3, 2), (5, 1), (2, 3)])
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_values_and_derivatives_are_those_of_flax(quantity, size, strides):
     ours = convolution(4, 6, size, strides=strides, rngs=nnx.Rngs(0))

@@ -61,6 +61,19 @@ def test_a_small_effective_sample_size_is_warned_of():
     assert "effective sample size fell to 1.0 of 100 particles at step 0" in message
 
 
+@pytest.mark.parametrize(("num", "words"), [(1, "a single particle"), (4, "only 4 particles")])
+def test_so_few_particles_are_warned_of(num, words):
+    (message,) = smc.diagnose(weighted_once(jnp.zeros(num)))
+    assert words in message
+
+
+def test_a_large_share_of_few_particles_is_few_particles():
+    log_weights = jnp.where(jnp.arange(20) < 4, 0.0, -20.0)  # a fifth of them, which is 4
+    (message,) = smc.diagnose(weighted_once(log_weights))
+    assert "fell to 4.0 of 20 particles" in message
+    assert smc.diagnose(weighted_once(log_weights), min_ess=3.0) == []
+
+
 def test_few_ancestors_are_warned_of():
     steps = jnp.zeros(2000)
     result = smc.run(KEY, state_space(), steps, num_particles=100, resampling=smc.Resampling(ess_threshold=1.01))
