@@ -274,8 +274,9 @@ def experiments(quick: bool) -> Iterator[Run]:
     section = "Two dimensions: products, guidance, rewards, compositions"
     for name in plane_cases():
         for proposal in ("symmetric", "(1, 0)") if name == "product" else ("symmetric",):
-            make = partial(plane_problem, name, "VP", 50)
-            yield Run(section, make, name, "VP", 50, proposal, "analytic", particles, groups)
+            for steps in (50,) if quick else (50, 200):
+                make = partial(plane_problem, name, "VP", steps)
+                yield Run(section, make, name, "VP", steps, proposal, "analytic", particles, groups)
     if quick:
         return
 

@@ -11,6 +11,7 @@ from closed_forms import GAUSSIAN, MIXTURE
 import rnejax as rj
 from rnejax.processes import RectifiedFlow, VarianceExploding, VariancePreserving
 from rnejax.smc.faults import SMCError
+from rnejax.systems import GaussianMixture
 
 KEY = jax.random.key(31)
 ENDS = (1e-3, 0.999)
@@ -47,6 +48,24 @@ def test_it_agrees_with_rne_where_rne_is_exact():
     flow = rj.probability_flow_log_density(KEY, model, points, times)
     np.testing.assert_allclose(flow.log_density, rne.log_density, atol=BOUND)
     assert flow.num_evaluations < 250  # from noise 10 to 1e-3 without effort
+
+
+def test_on_images_with_a_closed_form_it_agrees_with_rne_in_bits_per_dimension():
+    # Ten classes of 14 x 14 pixels, as `scripts/benchmark_digits.py --parts closed_form` has them of 28 x 28.
+    dimension, process = 196, rj.processes.Cosine(data_std=0.6)
+    means = np.random.default_rng(0).uniform(-1, 1, (10, dimension))
+    mixture = GaussianMixture(means, 0.4)
+    key_points, key_table, key_noise = jax.random.split(KEY, 3)
+    points = jax.vmap(mixture.sample)(jax.random.split(key_points, 20))
+    times = rj.time_grid(process, 100, "log_snr")
+    model = rj.calibrate(
+        key_table, mixture.model(process, "x0"), times, data=jax.vmap(mixture.sample)(jax.random.split(key_table, 256))
+    )
+    rne = rj.log_density(key_noise, model, points, times).log_density
+    flow = rj.probability_flow_log_density(KEY, model, points, times, rtol=1e-4, atol=1e-4).log_density
+    truth = jax.vmap(mixture.noised(process.level(times[0])).log_prob)(points)
+    for one, other in ((rne, flow), (rne, truth), (flow, truth)):
+        assert abs(np.mean(np.asarray(one, np.float64) - other)) / (dimension * np.log(2)) < 0.002
 
 
 def test_it_reaches_pure_noise():
