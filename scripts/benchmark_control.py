@@ -34,6 +34,8 @@ PROPOSALS: dict[str, Any] = {
     "leading order": rj.control.Drift(None, matched=False),
     "Feynman-Kac": "feynman_kac",
 }
+REWARD_COEFFICIENTS = (0.0, 0.25, 0.5, 1.0)
+PROPOSALS |= {f"gradient times {c:g}": rj.control.Drift(reward_coefficient=c) for c in REWARD_COEFFICIENTS}
 PROCESSES: dict[str, Any] = {
     "VP": rj.processes.VariancePreserving,
     "VE": rj.processes.VarianceExploding,
@@ -179,6 +181,17 @@ def plane_problem(name: str, process: str, num_steps: int) -> Problem:
     return Problem(name, process, make_target(a, b), times, log_normalizer, mean=mean)
 
 
+def reward_problem(scale: float, process: str, num_steps: int, coefficient: float) -> Problem:
+    """One of the models in two dimensions, tilted by the quadratic reward, mild or steep, in the exact scheme."""
+    mixture, _ = plane_mixtures()
+    noising = PROCESSES[process](data_std=mixture.std)
+    model, times = tabulated(mixture, noising, num_steps, "analytic")
+    p = mixture.noised(noising.level(times[0])).log_prob
+    log_normalizer, mean = quadrature(lambda x: p(x) + scale * pull(x))
+    target = rj.tilt(model, pull, scale=scale, gradient=coefficient > 0)
+    return Problem(f"reward times {scale:g}", process, target, times, log_normalizer, mean=mean)
+
+
 # ------------------------------------------------------------------------------------------------------------ a run
 
 
@@ -279,6 +292,14 @@ def experiments(quick: bool) -> Iterator[Run]:
                 yield Run(section, make, name, "VP", steps, proposal, "analytic", particles, groups)
     if quick:
         return
+
+    section = "Rewards: how far the exact scheme follows the gradient"
+    for scale in (1.0, 2.0, 4.0):
+        for steps in (25, 50, 200):
+            for coefficient in REWARD_COEFFICIENTS:
+                make = partial(reward_problem, scale, "VP", steps, coefficient)
+                proposal, name = f"gradient times {coefficient:g}", f"reward times {scale:g}"
+                yield Run(section, make, name, "VP", steps, proposal, "analytic", 256, 64)
 
     section = "Annealing: 40-D, 8 modes, beta = 2"
     for steps, count in ((200, 1024), (500, 1024), (200, 4096)):

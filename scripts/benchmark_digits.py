@@ -1,4 +1,4 @@
-"""The shipped digits model: bits per dimension, guidance, rewards. Prints tables, writes docs/tables/digits.{md,json}.
+"""The shipped digits model: bits per dimension, guidance, rewards. Writes docs/tables/digits.json and digits_*.md.
 
     python scripts/benchmark_digits.py [--parts likelihood closed_form guidance tilt] [--quick]
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -42,7 +43,8 @@ def main() -> None:
         TABLES.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
         print(markdown(part, results[part]), flush=True)
-    path.with_suffix(".md").write_text("\n".join(markdown(part, result) for part, result in results.items()))
+    for part, result in results.items():
+        path.with_name(f"{path.stem}_{part}.md").write_text(markdown(part, result))
 
 
 # ---------------------------------------------------------------------------------------------------------- likelihood
@@ -141,12 +143,12 @@ def closed_form(key: jax.Array, quick: bool) -> list[dict[str, Any]]:
         for steps in (20,) if quick else (50, 200, 800):
             times = rj.time_grid(process, steps, "log_snr")
             table = rj.calibrate(key_table, model, times, data=samples)
-            methods[f"RNE, analytic, {steps} steps, 1 path"] = lambda m=table, t=times, k=steps: (
-                rj.log_density(key, m, points, t).log_density, k)  # fmt: skip
+            methods[f"RNE, analytic, {steps} steps, 1 path"] = lambda m=table, x=points, t=times, k=steps: (
+                rj.log_density(key, m, x, t).log_density, k)  # fmt: skip
 
-        def flow(m: Any = model) -> tuple[Any, float]:
+        def flow(m: Any = model, x: jax.Array = points) -> tuple[Any, float]:
             result = rj.probability_flow_log_density(
-                key, m, points, rj.time_grid(process, 2), divergence="hutchinson", num_probes=4, rtol=1e-4, atol=1e-4
+                key, m, x, rj.time_grid(process, 2), divergence="hutchinson", num_probes=4, rtol=1e-4, atol=1e-4
             )
             return result.log_density, float(np.mean(result.num_evaluations))
 
@@ -298,13 +300,24 @@ def standard_error(values: Any) -> float:
 
 
 def markdown(part: str, result: dict[str, Any]) -> str:
+    """The rows of one part, each value with its standard error in one cell."""
     rows = result["rows"]
-    names = list(rows[0])
-    lines = [f"### {part} (seed {result['seed']}, {result['seconds']} s)", "", "| " + " | ".join(names) + " |"]
-    lines.append("|" + "---|" * len(names))
-    for row in rows:
-        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
-        lines.append("| " + " | ".join(cells) + " |")
+    errors = {name for name in rows[0] if name.endswith(("_se", "standard_error"))}
+    names = [name for name in rows[0] if name not in errors]
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        value = row[name]
+        if not isinstance(value, float):
+            return str(value)
+        error = row.get(f"{name}_se", row.get("standard_error") if name == "bits_per_dimension" else None)
+        if error is None:
+            return f"{value:.4g}"
+        digits_shown = max(0, 1 - math.floor(math.log10(error))) if error and math.isfinite(error) else 3
+        return f"{value:.{digits_shown}f} ± {error:.{digits_shown}f}"
+
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(cell(row, name) for name in names) + " |" for row in rows]
+    lines += ["", f"`python scripts/benchmark_digits.py --parts {part} --seed {result['seed']}`"]
     return "\n".join([*lines, ""])
 
 

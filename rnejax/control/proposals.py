@@ -81,6 +81,10 @@ class Drift:
       matched: the reference-matched form, for steps that are not small: weights are exactly constant where the data
         are the reference, whatever the step. Otherwise the leading-order form, A = N(x_t / a + c_a (v / a) S, C) and
         B = N(a x_s + c_b v S, v I).
+      reward_coefficient: by how much of C lambda grad r, the shift that tilts the kernel, the gradient of a reward of
+        the exact scheme moves A. 1 makes the weights of a single step as even as they can be, and the sum of many steps
+        less so than 1/2 does: r(x_t) is not what the path is worth, and who follows it all the way leaves the target's
+        path (``scripts/benchmark_control.py``, last section). The low-variance scheme shifts both A and B by half.
       trust: the largest KL divergence, in nats, by which the gradients of rewards may move A in one step. Any A is
         right, so this bounds the damage of a gradient that is followed too far (few steps, a steep reward), not the
         correctness.
@@ -88,6 +92,7 @@ class Drift:
 
     coefficients: tuple[float, float] | None = None
     matched: bool = True
+    reward_coefficient: float = 0.5
     trust: float = math.inf
 
     @property
@@ -118,7 +123,7 @@ class Drift:
         relative, basis = combine_covariances(kernels, at_t.exponents / jnp.sum(at_t.exponents))
         law = Gaussian(at_t.x, shift + c_a * excess, rho * reference.variance, relative, basis, transition.subspace)
         # A reward tilts the kernel: K exp(lambda r) has its mean moved by C lambda grad r.
-        slope_of_tilt = at_t.exact_gradient + 0.5 * at_t.gradient
+        slope_of_tilt = self.reward_coefficient * at_t.exact_gradient + 0.5 * at_t.gradient
         pull = law.covariance_times(slope_of_tilt)
         if math.isfinite(self.trust):
             divergence = 0.5 * event_sum(slope_of_tilt * pull)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 
 import rnejax as rj
-from rnejax.control import Drift
 
 PROCESS = rj.processes.VariancePreserving(data_std=0.7)
 TIMES = rj.time_grid(PROCESS, 4)
@@ -64,15 +63,3 @@ def test_an_observation_of_integers_keeps_its_noise():
     target = rj.observe(MODEL, lambda x: x[:1], jnp.array([1]), 0.5)
     value = target.rewards[0].values(jnp.array([[1.0, 0.0]]))
     assert float(value[0]) == pytest.approx(-0.5 * math.log(2 * math.pi * 0.25), rel=1e-5)
-
-
-def test_trust_bounds_how_far_a_gradient_moves_the_proposal():
-    transition = PROCESS.transition(0.3, 0.5)
-    x = jnp.ones(2)
-    kernel = MODEL.reverse(x, 0.5, 0.3)
-    steep = rj.control.Local(x, (MODEL._evaluate_one(x, transition.t, None),), jnp.ones(1), jnp.zeros(1), jnp.ones(1),
-                             50 * x, jnp.zeros(2))  # fmt: skip
-    for trust in (0.1, 1.0):
-        law = Drift(trust=trust).reverse(transition, steep, jnp.asarray(1.0), (kernel,))
-        moved = law.mean - kernel.mean
-        assert float(0.5 * jnp.sum(moved**2) / law.variance) == pytest.approx(trust, rel=1e-3)
