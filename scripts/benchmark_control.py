@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,22 @@ def reward_problem(scale: float, process: str, num_steps: int, coefficient: floa
     return Problem(f"reward times {scale:g}", process, target, times, log_normalizer, mean=mean)
 
 
+def observation_problem(noise_std: float, process: str, num_steps: int, coefficient: float) -> Problem:
+    """Half of eight coordinates observed with noise: a reward at predicted x_0, and evidence in closed form."""
+    means = 0.7 * np.random.default_rng(0).normal(size=(8, 8))
+    mixture, half = GaussianMixture(means, 0.3), 4
+    model, times = tabulated(mixture, PROCESSES[process](data_std=0.8), num_steps, "analytic")
+    y = means[2, :half] + 0.1
+    noised = mixture.noised(model.process.level(times[0]))
+    variance = noise_std**2 + float(noised.variances[0, 0])
+    squares = np.sum((y - np.asarray(noised.means, np.float64)[:, :half]) ** 2, axis=1) / variance
+    log_evidence = np.logaddexp.reduce(-0.5 * squares) - math.log(8) - half / 2 * math.log(2 * math.pi * variance)
+    target = rj.observe(model, lambda x: x[:half], y, noise_std)
+    if coefficient == 0:
+        target = replace(target, rewards=tuple(replace(reward, gradient=False) for reward in target.rewards))
+    return Problem(f"noise {noise_std:g}", process, target, times, float(log_evidence))
+
+
 # ------------------------------------------------------------------------------------------------------------ a run
 
 
@@ -300,6 +316,14 @@ def experiments(quick: bool) -> Iterator[Run]:
                 make = partial(reward_problem, scale, "VP", steps, coefficient)
                 proposal, name = f"gradient times {coefficient:g}", f"reward times {scale:g}"
                 yield Run(section, make, name, "VP", steps, proposal, "analytic", 256, 64)
+
+    section = "Observations: how far the exact scheme follows the gradient"
+    for noise_std in (0.3, 0.05):
+        for steps in (50, 200):
+            for coefficient in REWARD_COEFFICIENTS:
+                make = partial(observation_problem, noise_std, "VP", steps, coefficient)
+                proposal, name = f"gradient times {coefficient:g}", f"noise {noise_std:g}"
+                yield Run(section, make, name, "VP", steps, proposal, "analytic", 128, 64)
 
     section = "Annealing: 40-D, 8 modes, beta = 2"
     for steps, count in ((200, 1024), (500, 1024), (200, 4096)):
