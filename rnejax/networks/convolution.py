@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
 
 
 def convolution(inputs: int, outputs: int, size: int, *, rngs: nnx.Rngs, strides: int = 1, **options: Any) -> nnx.Conv:
@@ -50,7 +51,7 @@ def _convolve(
     return jax.lax.conv_general_dilated(images, kernel, strides, padding, **dict(other))
 
 
-@_convolve.defjvp
+@partial(_convolve.defjvp, symbolic_zeros=True)
 def _derivative(
     strides: tuple[int, int], padding: str, other: Any, primals: Any, tangents: Any
 ) -> tuple[jax.Array, jax.Array]:
@@ -61,7 +62,12 @@ def _derivative(
         default=lambda images, kernel: jax.lax.conv_general_dilated(images, kernel, strides, padding, **dict(other)),
     )
     value = _convolve(images, kernel, strides, padding, other)
-    return value, linear(d_images, kernel) + linear(images, d_kernel)
+    terms = [
+        linear(*factors)
+        for tangent, factors in ((d_images, (d_images, kernel)), (d_kernel, (images, d_kernel)))
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    return value, sum(terms[1:], start=terms[0]) if terms else jnp.zeros_like(value)
 
 
 def _sum_over_shifts(
