@@ -30,7 +30,7 @@ from .processes import GaussianTransition, NoiseLevel
 from .processes.gaussian import reference
 from .processes.grids import check_count, validate_times
 from .smc import Resampling, SMCInfo, run
-from .smc.weights import CompensatedSum, log_mean_exp
+from .smc.weights import CompensatedSum, log_mean_exp, relative_error_of_mean
 
 
 class Samples(NamedTuple):
@@ -177,11 +177,7 @@ def log_density(
         describe=describe_step(times[1:]),
     )
     per_path = problem.log_density(result.state, bottom).reshape(len(x), num_paths)
-    if num_paths == 1:
-        return LogDensity(per_path[:, 0], jnp.full(len(x), jnp.nan, per_path.dtype), per_path)
-    estimate = log_mean_exp(per_path)
-    relative = jnp.exp(per_path - estimate[:, None])
-    return LogDensity(estimate, jnp.std(relative, axis=1, ddof=1) / np.sqrt(num_paths), per_path)
+    return LogDensity(log_mean_exp(per_path), relative_error_of_mean(per_path), per_path)
 
 
 # ---------------------------------------------------------------------------- the two walks, as Feynman-Kac problems

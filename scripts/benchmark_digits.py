@@ -226,6 +226,7 @@ def tilt(key: jax.Array, quick: bool) -> list[dict[str, Any]]:
 
     Each run ends in one picture: a draw by weight from the N particles, or the best of N samples by the reward. Both
     cost N times the steps. Best-of-N maximises the reward, so beside the judge stands the diversity of the pictures.
+    What the draw shows on average is computed from all N weights (less noise, the same law); errors are over runs.
     """
     model = rj.load_model("digits")
     reward_classifier, judge = digits.load_classifier("reward"), digits.load_classifier("judge")
@@ -235,35 +236,35 @@ def tilt(key: jax.Array, quick: bool) -> list[dict[str, Any]]:
     classes = (3,) if quick else (3, 7)
     rows = []
     for n in sizes:
-        groups = 4 if quick else {1: 64, 4: 32, 16: 16, 64: 8}[n]
-        finals: dict[str, list[dict[str, np.ndarray]]] = {}
+        runs = 4 if quick else {1: 64, 4: 64, 16: 32, 64: 16}[n]
+        finals: dict[str, list[dict[str, Any]]] = {}
         for label in classes:
             reward = jax.tree_util.Partial(class_log_probability, reward_classifier, jnp.int32(label))
             seed = jax.random.fold_in(jax.random.fold_in(key, n), label)
-            pool = rj.sample(seed, model, times, n * groups).x.reshape(groups, n, *model.shape)
-            values = np.asarray(jax.lax.map(reward, pool.reshape(-1, *model.shape), batch_size=64)).reshape(groups, n)
-            finals.setdefault("best of N", []).append(
-                describe(np.asarray(pool)[np.arange(groups), values.argmax(1)], label, reward, judge)
-            )
+            pool = rj.sample(seed, model, times, n * runs).x.reshape(runs, n, *model.shape)
+            values = np.asarray(in_batches(reward, pool.reshape(-1, *model.shape))).reshape(runs, n)
+            is_best = (np.arange(n) == values.argmax(1)[:, None]).astype(np.float64)
+            finals.setdefault("best of N", []).append(describe(pool, is_best, label, reward, judge))
             for name, gradient in (("steer, reward at x0, black box", False), ("steer, reward at x0, gradient", True)):
                 target = rj.tilt(model, reward, at="x0", gradient=gradient)
-                result = rj.steer(seed, target, times, n, num_groups=groups)
-                draw = jax.vmap(jax.random.categorical)(jax.random.split(seed, groups), result.log_weights)
-                picture = np.asarray(result.particles)[np.arange(groups), np.asarray(draw)]
-                finals.setdefault(name, []).append(describe(picture, label, reward, judge))
+                result = rj.steer(seed, target, times, n, num_groups=runs)
+                weights = np.asarray(jax.nn.softmax(result.log_weights, axis=-1), np.float64)
+                finals.setdefault(name, []).append(describe(result.particles, weights, label, reward, judge))
         for name, parts in finals.items():
-            fields = ("reward", "log_p", "correct")
-            pooled = {field: np.concatenate([part[field] for part in parts]) for field in fields}
+            by_run = {
+                field: np.concatenate([part[field] for part in parts]) for field in ("reward", "log_p", "correct")
+            }
             rows.append(
                 {
                     "N": n,
                     "method": name,
-                    "pictures": len(pooled["reward"]),
-                    "reward": float(pooled["reward"].mean()),
-                    "judge_accuracy": float(pooled["correct"].mean()),
-                    "judge_accuracy_se": standard_error(pooled["correct"]),
-                    "judge_log_probability": float(pooled["log_p"].mean()),
-                    "judge_log_probability_se": standard_error(pooled["log_p"]),
+                    "runs": len(by_run["reward"]),
+                    "reward": float(by_run["reward"].mean()),
+                    "reward_se": standard_error(by_run["reward"]),
+                    "judge_accuracy": float(by_run["correct"].mean()),
+                    "judge_accuracy_se": standard_error(by_run["correct"]),
+                    "judge_log_probability": float(by_run["log_p"].mean()),
+                    "judge_log_probability_se": standard_error(by_run["log_p"]),
                     "diversity": float(np.mean([part["diversity"] for part in parts])),
                     "evaluations_per_picture": n * steps,
                     "backward_passes_per_picture": n * steps if "gradient" in name else 0,
@@ -278,14 +279,38 @@ def class_log_probability(classifier: Any, label: jax.Array, x: jax.Array) -> ja
     return classifier(x)[label]
 
 
-def describe(pictures: np.ndarray, label: int, reward: Any, judge: Any) -> dict[str, Any]:
-    log_p = np.asarray(jax.lax.map(judge, jnp.asarray(pictures), batch_size=64))
+def describe(pictures: jax.Array, weights: np.ndarray, label: int, reward: Any, judge: Any) -> dict[str, Any]:
+    """Of the picture that each run draws by its weights (runs, n): mean reward and judgement, and their diversity."""
+    flat = pictures.reshape(-1, *pictures.shape[2:])
+    log_p = np.asarray(in_batches(judge, flat), np.float64)
+    rewards = np.asarray(in_batches(reward, flat), np.float64)
+
+    def per_run(values: np.ndarray) -> np.ndarray:
+        return np.sum(weights * values.reshape(weights.shape), axis=1)
+
     return {
-        "reward": np.asarray(jax.lax.map(reward, jnp.asarray(pictures), batch_size=64)),
-        "log_p": log_p[:, label],
-        "correct": (log_p.argmax(1) == label).astype(float),
-        "diversity": diversity(pictures, np.full(len(pictures), 1 / len(pictures))),
+        "reward": per_run(rewards),
+        "log_p": per_run(log_p[:, label]),
+        "correct": per_run(log_p.argmax(1) == label),
+        "diversity": between_runs(np.asarray(pictures), weights),
     }
+
+
+def in_batches(function: Any, x: jax.Array) -> jax.Array:
+    return jax.lax.map(function, x, batch_size=64)
+
+
+def between_runs(x: np.ndarray, weights: np.ndarray) -> float:
+    """Root mean squared distance per pixel of the pictures of two different runs: E|a - b|^2, a and b independent.
+
+    With m_r and s_r a run's mean and mean square, the mean over pairs of runs r != q of s_r + s_q - 2 m_r . m_q.
+    """
+    flat = x.reshape(*weights.shape, -1).astype(np.float64)
+    means = np.einsum("rn,rnd->rd", weights, flat)
+    squares = np.einsum("rn,rn->r", weights, np.mean(flat**2, axis=-1))
+    runs, pixels = means.shape
+    cross = (np.sum(means.sum(axis=0) ** 2) - np.sum(means**2)) / (runs * (runs - 1) * pixels)
+    return float(np.sqrt(2 * (squares.mean() - cross)))
 
 
 def diversity(x: np.ndarray, weights: np.ndarray) -> float:

@@ -16,7 +16,7 @@ from ..model import DiffusionModel
 from ..processes import NoiseLevel
 from ..smc import Resampling, diagnose, run
 from ..smc.faults import raise_on_fault
-from ..smc.weights import log_mean_exp
+from ..smc.weights import relative_error_of_mean
 from .problem import Particle, Steer, control_steps, initial_law
 from .proposals import Proposal, get_proposal
 from .targets import Target, as_target
@@ -195,7 +195,7 @@ def summarise(result: Any, problem: Steer, bottom: NoiseLevel, times: np.ndarray
             saved=jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 1, None, axis=axis), info.saved),
             **by_step,
         ),
-        standard_error=_relative_error(result.log_normalizer),
+        standard_error=relative_error_of_mean(jnp.atleast_1d(result.log_normalizer)),
     )
 
 
@@ -228,14 +228,6 @@ def steps_in_window(window: tuple[float, float] | None, times: np.ndarray) -> tu
             f"no step begins at a time in the window [{low:g}, {high:g}]; times span [{times[0]:g}, {times[-1]:g}]"
         )
     return int(inside[0]) + 1, int(inside[-1]) + 2
-
-
-def _relative_error(log_normalizer: Array) -> Array:
-    """sd(Z_g) / (mean(Z_g) sqrt(G)) over the groups: the standard error of the log of their mean."""
-    if log_normalizer.ndim == 0 or len(log_normalizer) == 1:
-        return jnp.full((), jnp.nan, log_normalizer.dtype)
-    relative = jnp.exp(log_normalizer - log_mean_exp(log_normalizer))
-    return jnp.std(relative, ddof=1) / np.sqrt(len(log_normalizer))
 
 
 def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:

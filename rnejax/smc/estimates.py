@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from rnejax.smc.resampling import resampler
-from rnejax.smc.weights import log_mean_exp, normalize
+from rnejax.smc.weights import log_mean_exp, normalize, relative_error_of_mean
 
 __all__ = ["WeightedParticles", "log_normalizer_with_error", "resample", "weighted_mean"]
 
@@ -49,8 +49,8 @@ def log_normalizer_with_error(result: WeightedParticles) -> tuple[Array, Array]:
     """
     log_normalizer = result.log_normalizer
     if log_normalizer.ndim == 1:
-        return log_mean_exp(log_normalizer), _relative_error_of_mean(log_normalizer)
-    error = _relative_error_of_mean(result.log_weights)
+        return log_mean_exp(log_normalizer), relative_error_of_mean(log_normalizer)
+    error = relative_error_of_mean(result.log_weights)
     return log_normalizer, jnp.where(jnp.any(result.info.resampled), jnp.nan, error)
 
 
@@ -133,11 +133,3 @@ def _pooled_weights(result: WeightedParticles) -> Array:
     if log_weights.ndim == 2:
         log_weights = log_weights + result.log_normalizer[:, None]
     return normalize(log_weights.ravel()).reshape(log_weights.shape)
-
-
-def _relative_error_of_mean(log_weights: Array) -> Array:
-    """sd(w) / (sqrt(n) mean(w)) of n independent weights given by their logarithms; NaN for n = 1."""
-    num = log_weights.shape[-1]
-    ratio = jnp.exp(log_weights - log_mean_exp(log_weights)[..., None])
-    variance = jnp.sum((ratio - 1) ** 2, axis=-1) / (num - 1) if num > 1 else jnp.full(ratio.shape[:-1], jnp.nan)
-    return jnp.sqrt(variance / num).astype(log_weights.dtype)

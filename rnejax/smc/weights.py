@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-__all__ = ["CompensatedSum", "effective_sample_size", "log_mean_exp", "normalize"]
+__all__ = ["CompensatedSum", "effective_sample_size", "log_mean_exp", "normalize", "relative_error_of_mean"]
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +67,18 @@ def log_mean_exp(log_weights: Array, axis: int = -1) -> Array:
     scale = jnp.where(jnp.isfinite(largest), largest, 0.0)
     mean = jnp.mean(jnp.exp(log_weights - scale), axis=axis)
     return jnp.log(mean) + jnp.squeeze(scale, axis)
+
+
+def relative_error_of_mean(log_weights: Array) -> Array:
+    """sd(w) / (sqrt(n) mean(w)) of n independent weights along the last axis, given by their logarithms.
+
+    By the delta method this is the standard error of :func:`log_mean_exp`, in nats. NaN for n = 1: one number has no
+    spread.
+    """
+    num = log_weights.shape[-1]
+    ratio = jnp.exp(log_weights - log_mean_exp(log_weights)[..., None])
+    variance = jnp.sum((ratio - 1) ** 2, axis=-1) / (num - 1) if num > 1 else jnp.full(ratio.shape[:-1], jnp.nan)
+    return jnp.sqrt(variance / num).astype(log_weights.dtype)
 
 
 def normalize(log_weights: Array, axis: int = -1) -> Array:
