@@ -58,10 +58,12 @@ def split_nnx(module: Any) -> tuple[NnxCall, Any]:
     return NnxCall(graph, random_streams, jax.tree.map(_abstract, state)), nnx.to_pure_dict(state)
 
 
-class NnxCall:
-    """An nnx module's graph as a pure function of its state; equal graphs are equal functions.
+class Functional:
+    """An nnx module's graph as a pure function of its state: ``apply(params, *args) == module(*args)``.
 
-    The random streams of dropout are no weights: in evaluation mode, the only one allowed here, nothing reads them.
+    Two of them are equal, and hash alike, where their modules have the same structure, so that nothing that is
+    compiled for one is compiled again for the other. The random streams of dropout are no weights: nothing reads them
+    in evaluation mode, the only one allowed here unless streams are passed as arguments.
     """
 
     def __init__(self, graph: Any, random_streams: Any, abstract: Any):
@@ -89,7 +91,7 @@ class NnxCall:
         check_weights(params, self.like, "the nnx module")
         return params
 
-    def __call__(self, params: Any, x: Array, t: Array, condition: Any) -> Array:
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         from flax import nnx
 
         # Variables of our own for this call: those of the user's module belong to another trace.
@@ -97,10 +99,10 @@ class NnxCall:
         streams = jax.tree.map(lambda leaf: leaf, self._random_streams)
         nnx.replace_by_pure_dict(state, params)
         module = nnx.merge(self.graph, streams, state)
-        before = nnx.to_pure_dict(nnx.state(module))
-        output = module(x, t) if condition is None else module(x, t, condition)
-        after = nnx.to_pure_dict(nnx.state(module))
-        changed = [name for name, leaf in _named(before).items() if _named(after).get(name) is not leaf]
+        before = _named(nnx.to_pure_dict(nnx.state(module)))
+        output = module(*args, **kwargs)
+        after = _named(nnx.to_pure_dict(nnx.state(module)))
+        changed = [name for name, leaf in before.items() if after.get(name) is not leaf]
         if changed:
             raise ValueError(
                 f"the nnx module changes its own state when it is called ({', '.join(changed[:3])}), as dropout and "
@@ -109,10 +111,17 @@ class NnxCall:
         return output
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, NnxCall) and self.graph == other.graph
+        return isinstance(other, Functional) and type(other) is type(self) and self.graph == other.graph
 
     def __hash__(self) -> int:
         return hash(self.graph)
+
+
+class NnxCall(Functional):
+    """An nnx module as what a model calls, ``fn(params, x, t, condition)``."""
+
+    def __call__(self, params: Any, x: Array, t: Array, condition: Any) -> Array:
+        return super().__call__(params, x, t, *([] if condition is None else [condition]))
 
 
 class LinenCall:

@@ -337,7 +337,7 @@ def markdown(part: str, result: dict[str, Any]) -> str:
         error = row.get(f"{name}_se", row.get("standard_error") if name == "bits_per_dimension" else None)
         if error is None:
             return f"{value:.4g}"
-        digits_shown = max(0, 1 - math.floor(math.log10(error))) if error and math.isfinite(error) else 3
+        digits_shown = min(4, max(0, 1 - math.floor(math.log10(error)))) if error and math.isfinite(error) else 3
         return f"{value:.{digits_shown}f} ± {error:.{digits_shown}f}"
 
     lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + "---|" * len(names)]

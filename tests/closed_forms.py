@@ -1,4 +1,6 @@
-"""Data laws for which everything that a network could say is known: Gaussian mixtures with dense covariances."""
+"""Data laws for which everything that a network could say is known, Gaussian mixtures with dense covariances, and the
+processes that tests put them on.
+"""
 
 from dataclasses import dataclass
 
@@ -8,6 +10,13 @@ import numpy as np
 from jax.scipy.stats import multivariate_normal
 
 import rnejax as rj
+from rnejax.processes import (
+    Cosine,
+    DiscreteVariancePreserving,
+    RectifiedFlow,
+    VarianceExploding,
+    VariancePreserving,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,3 +122,12 @@ MIXTURE = Mixture(
     np.array([[-1.0, 0.2], [0.8, 1.1], [0.5, -0.9]]),
     np.array([[[0.09, 0.03], [0.03, 0.04]], [[0.02, 0.0], [0.0, 0.05]], [[0.06, -0.02], [-0.02, 0.03]]]),
 )
+
+# Every kind of scalar process, some with a reference of another width than 1.
+PROCESSES = [
+    VariancePreserving(),
+    Cosine(data_std=0.6),
+    VarianceExploding(),
+    RectifiedFlow(),
+    DiscreteVariancePreserving(np.linspace(1e-4, 0.05, 300), data_std=1.5),
+]

@@ -6,27 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closed_forms import GAUSSIAN, MIXTURE, Mixture
+from closed_forms import GAUSSIAN, MIXTURE, PROCESSES, Mixture
 
 import rnejax as rj
 from rnejax.density import Noise
-from rnejax.processes import (
-    Cosine,
-    DiscreteVariancePreserving,
-    RectifiedFlow,
-    VarianceExploding,
-    VariancePreserving,
-)
+from rnejax.processes import Cosine, RectifiedFlow, VarianceExploding, VariancePreserving
 from rnejax.smc.faults import SMCError
 
 KEY = jax.random.key(11)
-PROCESSES = [
-    VariancePreserving(),
-    Cosine(data_std=0.6),
-    VarianceExploding(),
-    RectifiedFlow(),
-    DiscreteVariancePreserving(np.linspace(1e-4, 0.05, 300), data_std=1.5),
-]
 PROCESS = VariancePreserving(t_max=0.9)
 
 

@@ -6,25 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closed_forms import GAUSSIAN, MIXTURE
+from closed_forms import GAUSSIAN, MIXTURE, PROCESSES
 
 import rnejax as rj
 from rnejax.increments import ESTIMATORS, transitions
-from rnejax.processes import (
-    Cosine,
-    DiscreteVariancePreserving,
-    RectifiedFlow,
-    VarianceExploding,
-    VariancePreserving,
-)
-
-PROCESSES = [
-    VariancePreserving(),
-    Cosine(data_std=0.6),
-    VarianceExploding(),
-    RectifiedFlow(),
-    DiscreteVariancePreserving(np.linspace(1e-4, 0.05, 300), data_std=1.5),
-]
+from rnejax.processes import VarianceExploding, VariancePreserving
 
 
 def pairs(process, num=40):

@@ -6,25 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closed_forms import GAUSSIAN, MIXTURE
+from closed_forms import GAUSSIAN, MIXTURE, PROCESSES
 from flax import linen, nnx
 
 import rnejax as rj
-from rnejax.processes import (
-    Cosine,
-    DiscreteVariancePreserving,
-    RectifiedFlow,
-    VarianceExploding,
-    VariancePreserving,
-)
+from rnejax.processes import DiscreteVariancePreserving, RectifiedFlow, VariancePreserving
 
-PROCESSES = [
-    VariancePreserving(),
-    Cosine(data_std=0.6),
-    VarianceExploding(),
-    RectifiedFlow(),
-    DiscreteVariancePreserving(np.linspace(1e-4, 0.05, 300)),
-]
 PREDICTIONS = ("score", "x0", "epsilon", "v", "velocity", "energy")
 PROCESS = VariancePreserving()
 KEY = jax.random.key(3)

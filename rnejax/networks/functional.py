@@ -7,28 +7,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-
-class Functional:
-    """A module's structure as a pure function of its weights: `apply(params, *args) == module(*args)`.
-
-    Two of them are equal, and hash alike, if their modules have the same structure, so that nothing that is compiled
-    for one is compiled again for the other.
-    """
-
-    def __init__(self, graph: nnx.GraphDef, names: nnx.State):
-        self.graph = graph
-        self._names = names
-
-    def __call__(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        state = jax.tree.map(lambda leaf: leaf, self._names)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self.graph, state)(*args, **kwargs)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Functional) and self.graph == other.graph
-
-    def __hash__(self) -> int:
-        return hash(self.graph)
+from ..adapters import Functional
 
 
 def functional(module: nnx.Module) -> tuple[Functional, dict[str, Any]]:
@@ -49,4 +28,4 @@ def functional(module: nnx.Module) -> tuple[Functional, dict[str, Any]]:
         kinds = sorted({type(variable).__name__ for _, variable in nnx.to_flat_state(rest)})
         raise ValueError(f"the module must hold weights only (nnx.Param): it also holds {', '.join(kinds)}")
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights)
-    return Functional(graph, shapes), nnx.to_pure_dict(weights)
+    return Functional(graph, rest, shapes), nnx.to_pure_dict(weights)

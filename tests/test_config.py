@@ -1,0 +1,148 @@
+"""Configurations: what they may say, and what is told of mistakes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rnejax.cli import main
+from rnejax.config import (
+    ConfigError,
+    DensityRun,
+    SampleRun,
+    SteerRun,
+    TrainRun,
+    describe_keys,
+    dump_config,
+    find_config,
+    load_config,
+    shipped_configs,
+)
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+GUIDE = "model: toy\ntarget: {kind: guide, condition: 1, scale: 1.5}\ngrid: {num_steps: 5}\nnum_particles: 8\n"
+
+
+def write(folder, text, name="run.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_for_the_command_that_it_names(path):
+    words = path.read_text().splitlines()[0].split()
+    assert words[:2] == ["#", "rnejax"], "the first line of a configuration says how to run it"
+    assert words[3] == f"configs/{path.name}"
+    from rnejax.cli import _config_class
+
+    load_config(_config_class(words[2]), path)
+
+
+def test_a_written_configuration_reads_back_as_the_same():
+    for name in ("digits_guidance", "digits_tilt_class", "digits_tilt_ink", "digits_composition"):
+        config = load_config(SteerRun, name)
+        assert SteerRun.model_validate(yaml.safe_load(dump_config(config))) == config
+
+
+def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path):
+    path = write(tmp_path, "model: a\nseed: 3\nnum_samples: 5\n")
+    config = load_config(SampleRun, path, ["--num-samples", "7", "--grid.num_steps=9"])
+    assert (config.model, config.seed, config.num_samples, config.grid.num_steps) == ("a", 3, 7, 9)
+
+
+def test_numbers_in_scientific_notation_are_numbers(tmp_path):
+    path = write(tmp_path, "model: a\ngrid: {t_min: 1e-3}\n")
+    assert load_config(SampleRun, path).grid.t_min == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--num_sampels", "3"], "unknown key num_sampels = 3: did you mean num_samples?"),
+        (["--grid.num_stepps", "3"], "unknown key grid.num_stepps = 3: did you mean grid.num_steps?"),
+        (["--num_steps", "3"], "unknown key num_steps = 3: did you mean grid.num_steps?"),
+        (["--num_samples", "many"], "num_samples = many: input should be a valid integer"),
+        (["--num_samples", "0"], "num_samples = 0: input should be greater than or equal to 1"),
+        (["--grid.kind", "uniformly"], "did you mean uniform?"),
+        (["--grid", "3"], "grid = 3: it has keys of its own, num_steps, kind, t_min, t_max"),
+        (["--model.name", "x"], "model is 'a', which has no keys of its own"),
+        (["--seed"], "--seed needs a value"),
+        (["seed", "3"], "expected --key value, got 'seed'"),
+    ],
+)
+def test_a_mistake_is_named_with_its_value_and_what_would_be_right(tmp_path, overrides, message):
+    path = write(tmp_path, "model: a\n")
+    with pytest.raises(ConfigError) as error:
+        load_config(SampleRun, path, overrides)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("{kind: gide, condition: 3}", "target.kind = gide: it must be one of model, temper, product, guide, tilt"),
+        ("{condition: 3}", "target needs a kind"),
+        ("{kind: guide, condition: 3, scael: 2}", "unknown key target.scael = 2: did you mean target.scale?"),
+        ("{kind: tilt, reward: {kind: class, lable: 3}}", "target.reward.lable = 3: did you mean target.reward.label?"),
+        ("{kind: temper, exponent: .nan}", "target.exponent = .nan"),
+        ("3", "target = 3: it has keys of its own, kind: model, temper, product, guide, tilt"),
+    ],
+)
+def test_a_mistake_in_a_target_is_found_where_it_is(tmp_path, target, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(SteerRun, write(tmp_path, f"model: a\ntarget: {target}\n"))
+    assert message in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"^3 mistakes"):
+        load_config(SampleRun, write(tmp_path, "model: a\nsede: 1\nnum_samples: x\n"), ["--outptu", "y"])
+
+
+def test_a_value_that_fits_none_of_several_types_is_one_mistake(tmp_path):
+    with pytest.raises(ConfigError, match=r"^1 mistake "):
+        load_config(SteerRun, write(tmp_path, GUIDE), ["--proposal", "symetric"])
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "grid: {num_steps: 1, num_steps: 2}\n"])
+def test_a_key_given_twice_is_an_error(tmp_path, text):
+    with pytest.raises(ConfigError, match="is given twice"):
+        load_config(SampleRun, write(tmp_path, "model: a\n" + text))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n", "must hold keys and values"), ("a: [\n", "cannot be read as YAML")]
+)
+def test_a_file_that_is_no_configuration_is_an_error(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(SampleRun, write(tmp_path, text))
+
+
+def test_a_missing_file_is_an_error_that_names_the_nearest_shipped_one():
+    with pytest.raises(ConfigError, match=r"there is no configuration digits_guidanse; did you mean digits_guidance\?"):
+        find_config("digits_guidanse")
+
+
+def test_a_shipped_configuration_is_found_by_name_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        find_config("configs/digits_guidance.yaml")
+        == find_config("digits_guidance")
+        == shipped_configs()["digits_guidance"]
+    )
+
+
+@pytest.mark.parametrize("kind", [TrainRun, SampleRun, DensityRun, SteerRun])
+def test_every_key_is_described(kind):
+    undescribed = [key for key, _, meaning in describe_keys(kind) if not meaning and not key.endswith(".kind")]
+    assert not undescribed
+
+
+def test_help_lists_the_keys(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["steer", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--num_particles" in shown
+    assert "--target.reward.strength" in shown
