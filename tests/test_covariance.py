@@ -8,6 +8,7 @@ from closed_forms import GAUSSIAN, MIXTURE
 
 import rnejax as rj
 from rnejax.covariance import Analytic, get_covariance
+from rnejax.kernels import CentreOfMassFree
 from rnejax.processes import Cosine, RectifiedFlow, VarianceExploding, VariancePreserving
 
 KEY = jax.random.key(17)
@@ -108,3 +109,39 @@ def test_a_diagonal_covariance_is_refused_on_a_subspace():
 def test_a_covariance_object_is_taken_as_it_is():
     table = Analytic(jnp.zeros(1), jnp.ones(1))
     assert get_covariance(table) is table
+
+
+def evaluate(choice, linear, process=None, shape=(2,), n=1):
+    """What a choice makes of an excess that is linear in the state: excess(x) = linear(x)."""
+    process = VariancePreserving() if process is None else process
+    level = process.level(T)
+    excess_fn = jax.vmap(linear)
+    return get_covariance(choice)(KEY, excess_fn, jnp.ones((n, *shape)), level, process.subspace), level
+
+
+def test_hutchinson_and_diagonal_stay_where_a_covariance_can_be():
+    low, level = evaluate("hutchinson", lambda x: -100 * x)
+    high, _ = evaluate("hutchinson", lambda x: 100 * x)
+    np.testing.assert_allclose(low.spread, -level.reference_posterior_variance, rtol=1e-6)
+    np.testing.assert_allclose(
+        high.spread, level.sigma**2 / level.alpha**2 - level.reference_posterior_variance, rtol=1e-6
+    )
+    diagonal, _ = evaluate("diagonal", lambda x: jnp.asarray([-100.0, 0.1]) * x)
+    expected = [-level.reference_posterior_variance, 0.1 * level.sigma**2 / level.alpha]
+    np.testing.assert_allclose(diagonal.spread[0], expected, rtol=1e-6)
+
+
+def test_hutchinson_on_a_subspace_averages_over_its_dimensions():
+    process, c = VariancePreserving(subspace=CentreOfMassFree()), 0.1
+    found, level = evaluate("hutchinson", lambda x: c * process.subspace.project(x), process, (3, 2), n=4000)
+    # tr(c P) over the four dimensions of the subspace is c for every one of them.
+    spread = np.asarray(found.spread) * float(level.alpha / level.sigma**2)
+    assert abs(spread.mean() - c) < 4 * spread.std(ddof=1) / np.sqrt(len(spread))
+
+
+def test_hutchinson_probes_only_the_subspace():
+    # A network may do what it likes off the subspace, where no state ever is: here it moves with the centre of mass.
+    process = VariancePreserving(subspace=CentreOfMassFree())
+    centre = jnp.asarray([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
+    found, _ = evaluate("hutchinson", lambda x: x.mean() * centre, process, (3, 2), n=16)
+    np.testing.assert_allclose(found.spread, 0, atol=1e-6)

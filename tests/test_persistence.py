@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import rnejax as rj
-from rnejax.checkpoint import CheckpointError, save_arrays
-from rnejax.covariance import Analytic
-from rnejax.kernels import CentreOfMassFree
+from rnejax.checkpoint import CheckpointError, load_arrays, save_arrays
+from rnejax.covariance import Analytic, Reference
+from rnejax.kernels import CentreOfMassFree, LinearSubspace
 from rnejax.transforms import Affine
 
 PROCESSES = [
@@ -75,3 +75,59 @@ def test_a_truncated_file_is_told_as_such(tmp_path):
     path.write_bytes(path.read_bytes()[:-10] if path.stat().st_size > 200 else path.read_bytes()[:20])
     with pytest.raises(CheckpointError, match="complete safetensors"):
         rj.load_model(path)
+
+
+def test_options_that_are_not_the_defaults_survive_too(tmp_path):
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 3)))[0].T
+    process = rj.processes.RectifiedFlow(subspace=LinearSubspace(basis))
+    model = rj.DiffusionModel(
+        process, lambda x, t: x, "x0", "full", (4,), batched=True, transform=Affine(2.0, np.arange(4.0))
+    )
+    rj.save_model(tmp_path / "model.safetensors", model)
+    loaded = rj.load_model(tmp_path / "model.safetensors", fn=lambda x, t: x)
+    assert loaded.batched
+    assert loaded.covariance == model.covariance
+    np.testing.assert_array_equal(loaded.process.subspace.basis, basis)
+    x = jnp.arange(4.0)
+    np.testing.assert_array_equal(loaded.transform.to_data(x), model.transform.to_data(x))
+
+
+def test_weights_are_stored_in_the_type_that_is_asked_for_and_the_table_as_it_is(tmp_path):
+    table = Analytic(jnp.asarray([-1.0, 2.0]), jnp.asarray([0.9, 1 / 3]))
+    model = rj.DiffusionModel(
+        rj.processes.Cosine(), linear, "x0", table, (2,), params={"scale": jnp.float32(1 / 3)}, condition=jnp.int32(1)
+    )
+    rj.save_model(tmp_path / "model.safetensors", model, dtype=jnp.bfloat16)
+    arrays, _ = load_arrays(tmp_path / "model.safetensors")
+    assert arrays["params"]["scale"].dtype == jnp.bfloat16
+    assert arrays["condition"].dtype == np.int32
+    np.testing.assert_array_equal(arrays["covariance"]["ratio"], table.ratio)
+
+
+class Wide:
+    """A prior that is no pytree."""
+
+    def sample(self, key):
+        return 2 * jax.random.normal(key, (2,))
+
+    def log_prob(self, x):
+        return -0.125 * jnp.sum(x**2)
+
+
+class OwnCovariance(Reference):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior": Wide()}, "a prior of its own cannot be saved"),
+        ({"noise_level": lambda level: level.t}, "noise_level must be one of"),
+        ({"covariance": OwnCovariance()}, "a covariance of type OwnCovariance cannot be saved"),
+    ],
+)
+def test_what_has_no_form_in_a_file_is_refused(tmp_path, options, message):
+    model = rj.DiffusionModel(rj.processes.Cosine(), lambda x, t: x, "x0", shape=(2,), **options)
+    with pytest.raises(ValueError, match=message):
+        rj.save_model(tmp_path / "model.safetensors", model)
+    assert not (tmp_path / "model.safetensors").exists()

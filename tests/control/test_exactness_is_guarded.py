@@ -1,6 +1,7 @@
 """What cannot be exact is refused: combinations under which the exact scheme would silently lose its guarantee."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -63,3 +64,15 @@ def test_an_observation_of_integers_keeps_its_noise():
     target = rj.observe(MODEL, lambda x: x[:1], jnp.array([1]), 0.5)
     value = target.rewards[0].values(jnp.array([[1.0, 0.0]]))
     assert float(value[0]) == pytest.approx(-0.5 * math.log(2 * math.pi * 0.25), rel=1e-5)
+
+
+def test_a_target_changed_by_hand_is_refused_when_it_is_run():
+    target = replace(rj.tilt(MODEL, reward), exponents=(2.0,))
+    with pytest.raises(ValueError, match="exact for one model with exponent 1"):
+        rj.steer(jax.random.key(0), target, TIMES, 4)
+
+
+def test_models_in_different_units_make_no_product():
+    other = rj.DiffusionModel(PROCESS, score, "score", "reference", (2,), transform=rj.transforms.Affine(2.0))
+    with pytest.raises(ValueError, match="must share one transform"):
+        rj.product([MODEL, other])

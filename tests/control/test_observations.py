@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import rnejax as rj
-from rnejax.control.observations import LikelihoodStrength
+from rnejax.control.observations import LikelihoodStrength, log_likelihood
+from rnejax.covariance import Analytic
 
 DATA_STD = 0.7
 PROCESS = rj.processes.VariancePreserving(data_std=DATA_STD)
@@ -74,3 +76,30 @@ def test_bad_observations_say_what_is_wrong():
         rj.observe(MODEL, lambda x: x, jnp.zeros(2), 0.0)
     with pytest.raises(ValueError, match=r"returns shape \(2,\).*y has \(3,\)"):
         rj.observe(MODEL, lambda x: x, jnp.zeros(3), 0.1)
+
+
+def test_the_reward_is_the_log_likelihood_of_every_number_observed():
+    y, x, noise_std = np.array([0.3, -0.2, 0.9]), np.array([0.1, 0.4, 0.5]), 0.2
+    found = log_likelihood(lambda x: 2 * x, jnp.asarray(y), jnp.asarray(noise_std), jnp.asarray(x))
+    np.testing.assert_allclose(found, norm.logpdf(y, 2 * x, noise_std).sum(), rtol=1e-5)
+
+
+def test_the_strength_weighs_the_noise_against_what_the_model_does_not_know():
+    """s^2 / (s^2 + c_t) over its value at t_min, with the model's c_t = Cov[x_0 | x_t] in the user's units."""
+    ratio, scale, noise_std = 0.3, 2.0, 0.4
+    table = Analytic(jnp.asarray([-20.0, 20.0]), jnp.asarray([ratio, ratio]))
+    model = rj.DiffusionModel(PROCESS, MODEL.fn, "score", table, (2,), transform=rj.transforms.Affine(scale, 1.0))
+    target = rj.observe(model, lambda x: x[:1], jnp.asarray([0.8]), noise_std)
+    times = rj.time_grid(PROCESS, 6)
+    alpha, sigma = PROCESS.alpha(times), PROCESS.sigma(times)
+    variance = DATA_STD**2 * sigma**2 / (alpha**2 * DATA_STD**2 + sigma**2) * ratio * scale**2
+    expected = noise_std**2 / (noise_std**2 + variance)
+    np.testing.assert_allclose(target.strengths_at(times)[:, 0], expected / expected[0], rtol=1e-5)
+
+
+def test_observations_are_of_the_predicted_clean_state_in_the_scheme_that_is_asked_for():
+    for exact in (True, False):
+        (reward,) = rj.observe(MODEL, lambda x: x[:1], jnp.asarray([0.8]), 0.5, exact=exact).rewards
+        assert reward.exact is exact
+        assert reward.at == "x0"
+        assert reward.gradient

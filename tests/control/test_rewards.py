@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import norm
+from steering_problems import z_of_normalizer
 
 import rnejax as rj
 from rnejax.smc import log_mean_exp
+from rnejax.systems import GaussianMixture
 
 KEY = jax.random.key(77)
 VP = rj.processes.VariancePreserving(t_min=0.02)
@@ -139,3 +141,33 @@ def test_weights_of_a_reward_are_data():
         normalizers.append(rj.steer(KEY, target, TIMES, 16, num_groups=2, **QUIET).log_normalizer)
     assert len(traces) == before
     assert not np.allclose(*normalizers, atol=1e-3)
+
+
+def test_a_reward_sees_the_predicted_clean_state_of_all_models_in_the_users_units():
+    """Before the end sum_i beta_i D_i / sum_i beta_i with the exponents of that time; at the end the state itself."""
+    transform = rj.transforms.Affine(2.0, jnp.asarray([1.0, -1.0]))
+    models = [GaussianMixture([mean], 0.5).model(VP, transform=transform) for mean in ([0.8, 0.1], [-0.3, 0.6])]
+    seen = []
+
+    def on_host(batch):
+        seen.append(np.array(batch))
+        return np.zeros(len(batch))
+
+    target = rj.tilt(rj.product(models, [lambda t: 2.0 - t, 0.5]), on_host, exact=False, at="x0", host=True)
+    result = rj.steer(KEY, target, TIMES, 8, save=("particles",), **QUIET)
+    states = np.asarray(result.info.saved["particles"])
+    assert len(seen) == len(TIMES)
+    for k, t in enumerate(TIMES[::-1][1:]):
+        x = jax.vmap(transform.to_model)(jnp.asarray(states[k]))
+        first, second = (jax.vmap(lambda x, m=m, t=t: m.denoise(x, t))(x) for m in models)
+        predicted = ((2.0 - t) * first + 0.5 * second) / (2.5 - t)
+        wanted = jax.vmap(transform.to_data)(x if t == TIMES[0] else predicted)
+        np.testing.assert_allclose(seen[k + 1], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reward_at_full_strength_from_the_start_counts_once():
+    # N(0, I) at every time: E e^{b x} = e^{|b|^2 / 2}, whatever the schedule: weights telescope from the first look on.
+    slope = jnp.asarray([0.5, -0.3])
+    target = rj.tilt(MODEL, lambda x: slope @ x, schedule=lambda t: 1.0)
+    result = rj.steer(KEY, target, TIMES, 64, num_groups=64, **QUIET)
+    assert abs(z_of_normalizer(result, 0.5 * float(slope @ slope))) < 4

@@ -10,7 +10,7 @@ import pytest
 import scipy.integrate
 
 import rnejax as rj
-from rnejax.control.steer import SteeringWarning
+from rnejax.control.steer import SteeringWarning, warn_of_constraints
 from rnejax.density import SignalAtEndWarning
 from rnejax.systems import GaussianMixture
 
@@ -110,3 +110,10 @@ def test_where_volumes_change_from_place_to_place_a_power_is_one_in_the_users_co
     shares = np.exp(np.asarray(result.log_weights, np.float64))
     means = (shares * y**2 / (1 + y**2)).mean(axis=1) / shares.mean(axis=1)
     assert abs(means.mean() - second) < 4 * means.std(ddof=1) / np.sqrt(8)
+
+
+@pytest.mark.parametrize(("forbidden", "warned"), [([True, False, False], True), ([False, False, True], False)])
+def test_a_constraint_is_warned_of_where_it_acts_before_the_end(forbidden, warned):
+    # In order of execution: at t_max, on the way, at t_min.
+    aux = {"reward_forbids_some": np.array(forbidden)[:, None]}
+    assert bool(warn_of_constraints(aux, np.ones((3, 1)))) == warned

@@ -1,0 +1,43 @@
+"""steer() on a linear subspace: particles stay there, and every density has its dimension."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from steering_problems import QUIET, z_of_normalizer
+
+import rnejax as rj
+from rnejax.kernels import CentreOfMassFree
+
+KEY = jax.random.key(8)
+SHAPE, DIMENSION = (3, 2), 4
+PROCESS = rj.processes.VariancePreserving(subspace=CentreOfMassFree())
+MODEL = rj.DiffusionModel(PROCESS, lambda x, t: -x, "score", shape=SHAPE)  # N(0, I) on the subspace, at every time
+SLOPE = jnp.asarray([[0.6, 0.2], [0.1, 0.9], [0.5, -0.4]])  # not on the subspace: its mean over atoms is not zero
+
+
+def pull(x):
+    return jnp.sum(SLOPE * x)
+
+
+def assert_centred(result):
+    # Of numbers of size 1, in float32, over a dozen steps.
+    np.testing.assert_allclose(np.asarray(result.particles).mean(axis=-2), 0, atol=1e-5)
+
+
+def test_tempering_has_the_dimension_of_the_subspace_and_constant_weights():
+    # Three long steps, in which the noise of the exponent 2 does not fit into the reference's (rho < 1).
+    result = rj.steer(KEY, rj.temper(MODEL, 2.0), rj.time_grid(PROCESS, 3), 64, **QUIET)
+    truth = -0.5 * DIMENSION * (np.log(2 * np.pi) + np.log(2))  # of the integral of N(0, I)^2
+    np.testing.assert_allclose(result.log_normalizer, truth, atol=1e-4)
+    np.testing.assert_allclose(result.log_weights, 0, atol=1e-3)
+    assert_centred(result)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_only_the_part_of_a_reward_that_the_subspace_sees_counts(exact):
+    target = rj.tilt(MODEL, pull, exact=exact)
+    result = rj.steer(KEY, target, rj.time_grid(PROCESS, 12), 64, num_groups=64, **QUIET)
+    seen = SLOPE - SLOPE.mean(axis=0)
+    assert abs(z_of_normalizer(result, 0.5 * float(jnp.sum(seen**2)))) < 4
+    assert_centred(result)
