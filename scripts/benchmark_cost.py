@@ -77,6 +77,20 @@ def convolution_gradients(num_images: int = 32, num_steps: int = 4) -> dict[str,
     return {"ours_ms": milliseconds(convolve), "built_in_ms": milliseconds(jax.lax.conv_general_dilated)}
 
 
+def markdown(settings: dict[str, int], rows: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| | evaluations | median seconds | over sample | first call, with compilation | free network, ms per step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        lines.append(
+            f"| {name} | {row['evaluations']} | {row['median_seconds']:.2f} | {row['over_sample']:.3f} "
+            f"| {row['first_call_seconds']:.1f} | {row['free_network_ms_per_step']:.2f} |"
+        )
+    options = " ".join(f"--{name} {value}" for name, value in settings.items())
+    return "\n".join([*lines, "", f"`python scripts/benchmark_cost.py {options}`", ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="digits")
@@ -106,20 +120,12 @@ def main() -> None:
         row["evaluations"] = arguments.steps + ("temper" in name)
         row["over_sample"] = round(row["median_seconds"] / rows["sample"]["median_seconds"], 3)
         row["free_network_ms_per_step"] = round(1e3 * free[name]["median_seconds"] / arguments.steps, 2)
-    print(f"{n} particles, {arguments.steps} steps, {jnp.zeros(()).devices()}")
-    print(
-        "| | evaluations | median seconds | over sample | first call, with compilation | free network, ms per step |\n"
-        "|---|---|---|---|---|---|"
-    )
-    for name, row in rows.items():
-        print(
-            f"| {name} | {row['evaluations']} | {row['median_seconds']:.2f} | {row['over_sample']:.3f} "
-            f"| {row['first_call_seconds']:.1f} | {row['free_network_ms_per_step']:.2f} |"
-        )
+    settings = {"particles": n, "steps": arguments.steps, "repeats": arguments.repeats}
+    print(markdown(settings, rows))
     gradients = convolution_gradients()
     print("gradients of a 3 x 3 convolution in a loop, 32 images of 28 x 28 x 32: " + str(gradients))
     arguments.output.mkdir(parents=True, exist_ok=True)
-    settings = {"particles": n, "steps": arguments.steps, "repeats": arguments.repeats}
+    (arguments.output / "cost.md").write_text(markdown(settings, rows))
     (arguments.output / "cost.json").write_text(
         json.dumps({"settings": settings, "rows": rows, "convolution_gradients": gradients}, indent=1) + "\n"
     )
