@@ -35,7 +35,12 @@ PROPOSALS: dict[str, Any] = {
     "Feynman-Kac": "feynman_kac",
 }
 REWARD_COEFFICIENTS = (0.0, 0.25, 0.5, 1.0)
-PROPOSALS |= {f"gradient times {c:g}": rj.control.Drift(reward_coefficient=c) for c in REWARD_COEFFICIENTS}
+TRUSTS = (0.1, 1.0)
+GRADIENTS = {
+    **{f"gradient times {c:g}": rj.control.Drift(reward_coefficient=c, trust=math.inf) for c in REWARD_COEFFICIENTS},
+    **{f"gradient times 0.5, trust {c:g}": rj.control.Drift(trust=c) for c in TRUSTS},
+}
+PROPOSALS |= GRADIENTS
 PROCESSES: dict[str, Any] = {
     "VP": rj.processes.VariancePreserving,
     "VE": rj.processes.VarianceExploding,
@@ -312,17 +317,17 @@ def experiments(quick: bool) -> Iterator[Run]:
     section = "Rewards: how far the exact scheme follows the gradient"
     for scale in (1.0, 2.0, 4.0):
         for steps in (25, 50, 200):
-            for coefficient in REWARD_COEFFICIENTS:
-                make = partial(reward_problem, scale, "VP", steps, coefficient)
-                proposal, name = f"gradient times {coefficient:g}", f"reward times {scale:g}"
+            for proposal, drift in GRADIENTS.items():
+                make = partial(reward_problem, scale, "VP", steps, drift.reward_coefficient)
+                name = f"reward times {scale:g}"
                 yield Run(section, make, name, "VP", steps, proposal, "analytic", 256, 64)
 
     section = "Observations: how far the exact scheme follows the gradient"
     for noise_std in (0.3, 0.05):
         for steps in (50, 200):
-            for coefficient in REWARD_COEFFICIENTS:
-                make = partial(observation_problem, noise_std, "VP", steps, coefficient)
-                proposal, name = f"gradient times {coefficient:g}", f"noise {noise_std:g}"
+            for proposal, drift in GRADIENTS.items():
+                make = partial(observation_problem, noise_std, "VP", steps, drift.reward_coefficient)
+                name = f"noise {noise_std:g}"
                 yield Run(section, make, name, "VP", steps, proposal, "analytic", 128, 64)
 
     section = "Annealing: 40-D, 8 modes, beta = 2"

@@ -85,15 +85,16 @@ class Drift:
         the exact scheme moves A. 1 makes the weights of a single step as even as they can be, and the sum of many steps
         less so than 1/2 does: r(x_t) is not what the path is worth, and who follows it all the way leaves the target's
         path (``scripts/benchmark_control.py``, last section). The low-variance scheme shifts both A and B by half.
-      trust: the largest KL divergence, in nats, by which the gradients of rewards may move A in one step. Any A is
-        right, so this bounds the damage of a gradient that is followed too far (few steps, a steep reward), not the
-        correctness.
+      trust: the largest KL divergence, in nats, by which the gradients of rewards may move A (and, in the low-variance
+        scheme, B) in one step. Any kernels are right, so this bounds the damage of a gradient that is followed too far
+        (few steps, a steep reward, a network that is rough where there is only noise), not the correctness;
+        ``math.inf`` is no bound.
     """
 
     coefficients: tuple[float, float] | None = None
     matched: bool = True
     reward_coefficient: float = 0.5
-    trust: float = math.inf
+    trust: float = 1.0
 
     @property
     def follows_noising(self) -> bool:
@@ -124,10 +125,7 @@ class Drift:
         law = Gaussian(at_t.x, shift + c_a * excess, rho * reference.variance, relative, basis, transition.subspace)
         # A reward tilts the kernel: K exp(lambda r) has its mean moved by C lambda grad r.
         slope_of_tilt = self.reward_coefficient * at_t.exact_gradient + 0.5 * at_t.gradient
-        pull = law.covariance_times(slope_of_tilt)
-        if math.isfinite(self.trust):
-            divergence = 0.5 * event_sum(slope_of_tilt * pull)
-            pull = pull * jnp.minimum(1.0, jnp.sqrt(self.trust / jnp.maximum(divergence, 1e-30)))
+        pull = self._bounded(slope_of_tilt, law.covariance_times(slope_of_tilt))
         return Gaussian(law.anchor, law.shift + pull, law.variance, law.excess, law.basis, law.subspace)
 
     def forward(self, transition: GaussianTransition, at_s: Local, exponent: Array) -> Gaussian:
@@ -140,10 +138,18 @@ class Drift:
             slope = -c_b * exponent * transition.variance / transition.s.reference_variance
         scores = [transition.s.excess_score(evaluation.excess) for evaluation in at_s.evaluations]
         excess = sum(beta * score for beta, score in zip(at_s.exponents, scores, strict=True))
-        drift = transition.variance * (c_b * excess + 0.5 * at_s.gradient)
+        pull = self._bounded(0.5 * at_s.gradient, 0.5 * transition.variance * at_s.gradient)
+        drift = transition.variance * c_b * excess + pull
         return Gaussian(
             noising.anchor, noising.shift + slope * at_s.x + drift, rho * noising.variance, subspace=noising.subspace
         )
+
+    def _bounded(self, slope: Array, pull: Array) -> Array:
+        """The shift C slope of a kernel's mean, shortened until its KL divergence slope . C slope / 2 is ``trust``."""
+        if not math.isfinite(self.trust):
+            return pull
+        divergence = 0.5 * event_sum(slope * pull)
+        return pull * jnp.minimum(1.0, jnp.sqrt(self.trust / jnp.maximum(divergence, 1e-30)))
 
     def _coefficients(self, exponent: Array) -> tuple[Any, Any]:
         if self.coefficients is not None:

@@ -112,6 +112,18 @@ def test_weights_equal_a_python_loop_along_the_saved_ancestry():
         np.testing.assert_allclose(increments[step], wanted, atol=1e-3)
 
 
+def test_looking_at_the_first_state_changes_no_density():
+    """With Euler-Maruyama kernels, too, whose increments would not vanish for a step that is not made."""
+    target = rj.temper(FIRST.model(VP, covariance="euler"), 2.0)
+    exponents, top = target.exponents_at(TIMES), VP.level(TIMES[-1])
+    initial = initial_law(target.models, top, exponents[-1])
+    problem = Steer(target.models, (), initial, top, jnp.asarray(exponents[-1], float), Drift())
+    steps = control_steps(VP, TIMES, exponents, target.strengths_at(TIMES), True)
+    particles, _ = problem.init(KEY, 4)
+    looked_at, _, _ = problem.step(KEY, particles, jax.tree.map(lambda leaf: leaf[0], steps))
+    np.testing.assert_array_equal(looked_at.excess_log_densities.value, particles.excess_log_densities.value)
+
+
 def test_one_particle_does_not_depend_on_the_others():
     target = rj.tilt(rj.temper(FIRST.model(VP), 2.0), pull, exact=False)
     exponents, strengths = target.exponents_at(TIMES), target.strengths_at(TIMES)

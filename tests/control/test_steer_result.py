@@ -8,6 +8,7 @@ from steering_problems import FIRST, QUIET, STD, TIMES, VP, gaussian, log_normal
 
 import rnejax as rj
 from rnejax.smc import log_mean_exp
+from rnejax.systems import GaussianMixture
 
 KEY = jax.random.key(31)
 
@@ -57,6 +58,13 @@ class TestResult:
         variance = variance_at_end(VP, TIMES)
         x = np.asarray(result.particles, np.float64)
         np.testing.assert_allclose(result.log_densities[..., 0], log_normal(x, 0.0, variance), atol=1e-3)
+
+    def test_log_densities_start_from_a_prior_of_the_models_own(self):
+        mixture, times = GaussianMixture([(0.7, -0.4)], 0.4), rj.time_grid(VP, 12, t_max=0.5)
+        model = mixture.model(VP, covariance="diagonal", prior=mixture.noised(VP.level(times[-1])))
+        result = rj.steer(KEY, rj.temper(model, 2.0), times, 64, num_groups=4, **QUIET)
+        truth = jax.vmap(jax.vmap(mixture.noised(VP.level(times[0])).log_prob))(result.particles)
+        np.testing.assert_allclose(result.log_densities[..., 0], truth, atol=1e-3)
 
     def test_without_groups_there_is_no_standard_error(self):
         result = rj.steer(KEY, rj.temper(FIRST.model(VP), 2.0), TIMES, 1, **QUIET)
