@@ -340,3 +340,18 @@ def test_times_that_are_no_grid_are_refused(function):
 def test_unknown_estimators_are_refused():
     with pytest.raises(ValueError, match="unknown estimator 'rne'"):
         rj.sample(KEY, MIXTURE.model(PROCESS), [0.1, 0.5], estimator="rne")
+
+
+def test_densities_of_many_weights_at_once_are_those_of_each():
+    def fn(params, x, t, condition):
+        return -params * x
+
+    model = rj.DiffusionModel(PROCESS, fn, "score", shape=(2,), params=jnp.float32(1.0))
+    times, x = rj.time_grid(PROCESS, 3), jnp.ones((2, 2))
+
+    def estimate(params):
+        return rj.log_density(KEY, model.with_params(params), x, times, 2).log_density
+
+    many = jnp.asarray([1.0, 0.8])
+    each = jnp.stack([estimate(params) for params in many])
+    np.testing.assert_allclose(jax.vmap(estimate)(many), each, rtol=1e-5, atol=1e-5)

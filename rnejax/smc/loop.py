@@ -91,7 +91,7 @@ def run(
     num_steps = count_steps(steps)
 
     state = _start(key, problem, plan=plan)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, steps)))
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, steps, problem)))
     with_bar = not traced and (sys.stderr.isatty() if progress is None else progress)
     length = piece_length(num_steps) if with_bar else num_steps
     histories = []
