@@ -328,8 +328,11 @@ def standard_error(values: Any) -> float:
 
 
 def markdown(part: str, result: dict[str, Any]) -> str:
-    """The rows of one part, each value with its standard error in one cell."""
-    rows = result["rows"]
+    return table(result["rows"], f"python scripts/benchmark_digits.py --parts {part} --seed {result['seed']}")
+
+
+def table(rows: list[dict[str, Any]], command: str) -> str:
+    """Rows as Markdown, each value with its standard error in one cell, and the command that made them."""
     errors = {name for name in rows[0] if name.endswith(("_se", "standard_error"))}
     names = [name for name in rows[0] if name not in errors]
 
@@ -345,7 +348,7 @@ def markdown(part: str, result: dict[str, Any]) -> str:
 
     lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + "---|" * len(names)]
     lines += ["| " + " | ".join(cell(row, name) for name in names) + " |" for row in rows]
-    lines += ["", f"`python scripts/benchmark_digits.py --parts {part} --seed {result['seed']}`"]
+    lines += ["", f"`{command}`"]
     return "\n".join([*lines, ""])
 
 

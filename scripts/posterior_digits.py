@@ -1,23 +1,30 @@
 """Posterior sampling on the shipped digits model: inpainting and deblurring, as docs/posterior.md describes.
 
     python scripts/posterior_digits.py [--particles 64] [--steps 100]
+    python scripts/posterior_digits.py --compare-gradients [--particles 16] [--steps 50] [--groups 8]
 
 Writes docs/pictures/posterior_digits.png and docs/tables/posterior_digits.json, and prints the table: how far the
 pictures are from the observation (in units of its noise: about 1 is right), what the judge sees in them, the
 evidence, and the effective sample size.
+
+With --compare-gradients: how far a proposal may follow a gradient through the network, on the first image, its lower
+half covered; writes docs/tables/posterior_gradients.{json,md}.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmark_digits import standard_error, table
 
 import rnejax as rj
 from rnejax import plot
@@ -42,6 +49,37 @@ def blurred(x: jax.Array, width: float = 2.0) -> jax.Array:
 OPERATORS = {"lower half covered": upper_half, "blurred": blurred}
 
 
+def compare_gradients(model: Any, image: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """The evidence of one observation by proposals that follow the gradient more or less; groups are independent."""
+    key = jax.random.fold_in(jax.random.key(arguments.seed), image)
+    key_data, key_noise, key_run, _ = jax.random.split(key, 4)
+    clean = upper_half(digits.dequantise(key_data, digits.load("test").images[image]))
+    y = clean + arguments.noise_std * jax.random.normal(key_noise, clean.shape)
+    target = rj.observe(model, upper_half, y, arguments.noise_std)
+    blind = replace(target, rewards=tuple(replace(reward, gradient=False) for reward in target.rewards))
+    bounds = {"0.1 nats a step": 0.1, "1 nat a step": 1.0, "without bound": math.inf}
+    proposals: dict[str, tuple[Any, Any]] = {"no gradient": (blind, "symmetric")}
+    proposals |= {f"gradient, {name}": (target, rj.control.Drift(trust=bound)) for name, bound in bounds.items()}
+    times = rj.time_grid(model.process, arguments.steps)
+    rows = []
+    for name, (chosen, proposal) in proposals.items():
+        options = {"num_groups": arguments.groups, "proposal": proposal, "warn": False}
+        result = rj.steer(key_run, chosen, times, arguments.particles, **options)
+        log_normalizers = np.asarray(result.log_normalizer, np.float64)
+        rows.append(
+            {
+                "proposal": name,
+                "log_evidence_nats": float(log_normalizers.mean()),
+                "log_evidence_nats_se": standard_error(log_normalizers),
+                "sd_of_a_run": float(log_normalizers.std(ddof=1)),
+                "smallest_ess": float(np.asarray(result.info.ess).min(axis=-1).mean()),
+                "unique_ancestors": float(np.asarray(result.info.unique_ancestors)[..., -1].mean()),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="digits")
@@ -50,14 +88,26 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--noise-std", type=float, default=0.3)
     parser.add_argument("--images", type=int, nargs="+", default=[2, 4, 7], help="numbers of test images")
+    parser.add_argument("--compare-gradients", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=DOCS)
     arguments = parser.parse_args()
     model = rj.load_model(arguments.model)
+    (arguments.output / "tables").mkdir(parents=True, exist_ok=True)
+    if arguments.compare_gradients:
+        rows = compare_gradients(model, arguments.images[0], arguments)
+        names = ("particles", "steps", "groups", "noise_std", "seed")
+        settings = {name: getattr(arguments, name) for name in names} | {"image": arguments.images[0]}
+        path = arguments.output / "tables" / "posterior_gradients.json"
+        path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+        options = f"--particles {arguments.particles} --steps {arguments.steps} --groups {arguments.groups}"
+        command = f"python scripts/posterior_digits.py --compare-gradients {options}"
+        path.with_suffix(".md").write_text(table(rows, command))
+        return
     judge = digits.load_classifier("judge")
     times = rj.time_grid(model.process, arguments.steps)
     test = digits.load("test")
-    rows: list[dict[str, Any]] = []
+    rows = []
     pictures = []
     for name, operator in OPERATORS.items():
         for i in arguments.images:
@@ -89,7 +139,6 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
             pictures.append([truth, as_picture(y), *x[:7]])
-    (arguments.output / "tables").mkdir(parents=True, exist_ok=True)
     (arguments.output / "pictures").mkdir(parents=True, exist_ok=True)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "images")}
     record = json.dumps({"settings": settings, "rows": rows}, indent=1)
