@@ -5,9 +5,9 @@ The weight of a step (mathematics.md, section 4) is that of the target over the 
     log w = sum_i beta_i l_i + [tilt_s(x_s) - tilt_t(x_t)] + log B(x_t | x_s) - log A(x_s | x_t),
 
 so any pair is correct and a good one makes it constant. (Rewards of the exact scheme are exact for B = F, the noising
-kernel, only.) To leading order, with S = sum_i beta_i score_i, A drifts by c_a v S / a and B by c_b v S, and there is no
-noise of order sqrt(step) if and only if c_a + c_b = 1. The symmetric choice c_a = (1 + 1/bar)/2, c_b = (1 - 1/bar)/2,
-bar = sum_i beta_i, makes the weights of Gaussian data constant.
+kernel, only.) To leading order, with S = sum_i beta_i score_i, A drifts by c_a v S / a and B by c_b v S, and there is
+no noise of order sqrt(step) if and only if c_a + c_b = 1. The symmetric choice c_a = (1 + 1/bar)/2,
+c_b = (1 - 1/bar)/2, bar = sum_i beta_i, makes the weights of Gaussian data constant.
 """
 
 from __future__ import annotations

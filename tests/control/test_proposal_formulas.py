@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_forms import MIXTURE, gaussian
-from steering_problems import FIRST, QUIET, TIMES, VP
+from steering_problems import FIRST, TIMES, VP
 
 import rnejax as rj
 from rnejax.control.problem import initial_law
@@ -132,14 +132,14 @@ def test_covariances_are_averaged_and_stay_between_the_smallest_and_the_largest(
     assert (eigenvalues[0] < -0.3 and eigenvalues[1] > 0.5) == (weights[0] < 0)
 
 
-def test_a_model_twice_is_its_square():
-    """Exponents that do not sum to 1 do not scale the covariance: the proposals are the same, and so is log Z."""
-    model, times = FIRST.model(VP, covariance="diagonal"), rj.time_grid(VP, 6)
-    twice, squared = (
-        rj.steer(KEY, target, times, 64, **QUIET).log_normalizer
-        for target in (rj.product([model, model]), rj.temper(model, 2.0))
-    )
-    np.testing.assert_allclose(twice, squared, atol=1e-4)
+def test_covariances_of_a_product_are_averaged_by_their_share_of_the_exponents():
+    transition, x = VP.transition(0.3, 0.5), jnp.ones(2)
+    evaluation = jax.tree.map(lambda leaf: leaf[0], FIRST.model(VP).evaluate(KEY, x[None], transition.t))
+    kernels = tuple(transition.reverse(x, evaluation.excess, spread) for spread in (0.02, -0.02))
+    nothing = jnp.zeros(2)
+    at_t = Local(x, (evaluation,) * 2, jnp.asarray([1.5, 0.5]), jnp.zeros(0), jnp.zeros(0), nothing, nothing)
+    law = Drift().reverse(transition, at_t, jnp.asarray(2.0), kernels)
+    np.testing.assert_allclose(law.excess, 0.75 * kernels[0].excess + 0.25 * kernels[1].excess, rtol=1e-5)
 
 
 @pytest.mark.parametrize("totals", [(1.0, 2.0), (2.0, 1.0)])

@@ -117,6 +117,12 @@ def test_final_resampling_returns_equal_weights_of_the_particles_there_were():
     np.testing.assert_array_equal(after.particles, before.particles[after.info.eve])
 
 
+def test_final_resampling_is_of_all_particles_also_where_only_some_take_part_before():
+    rule = smc.Resampling(ess_threshold=0, partial=0.5, final=True)
+    result = smc.run(KEY, state_space(), jnp.asarray(OBSERVATIONS), num_particles=50, resampling=rule)
+    np.testing.assert_array_equal(result.log_weights, 0)
+
+
 def test_a_particle_is_gathered_whole():
     # A cache left behind would not be that of the position it is found with (pitfall 2).
     result = smc.run(KEY, state_space(), jnp.asarray(OBSERVATIONS), num_particles=64, num_groups=3, resampling=ALWAYS)
