@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .checks import check_count, check_key
 from .covariance import Analytic
 from .density import check_points, check_times, generate
 from .kernels import Array
 from .model import DiffusionModel
-from .processes.grids import check_count
-from .smc.contract import require_key
 
 
 def calibrate(
@@ -42,7 +41,7 @@ def calibrate(
       ValueError: for unsuitable times or data, or numbers that are not integers of at least 1.
       TypeError: for a key that is not a single typed one.
     """
-    require_key(key)
+    check_key(key)
     times = check_times(model, times)
     num_samples, repeats = check_count("num_samples", num_samples), check_count("repeats", repeats)
     key_pilot, key_noise = jax.random.split(key)

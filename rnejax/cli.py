@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # After parsing, so that --help needs none of it.
     from .config import ConfigError, load_config
-    from .runs.build import RewardError, apply_device
+    from .control import RewardError
+    from .runs.build import apply_device
     from .runs.folder import RunFolder
 
     folders: list[RunFolder] = []  # none until the run has checked that it can start

@@ -147,7 +147,10 @@ class Diagonal:
 class Full:
     """All of (sigma^2 / alpha) dD/dx from d JVPs, symmetrised and projected to positive semi-definite.
 
-    A learned denoiser is no gradient, so its Jacobian need be neither.
+    A learned denoiser is no gradient, so its Jacobian need be neither. A Jacobian of d x d numbers per state and an
+    eigendecomposition of each: for tens of dimensions, not for images. Eigenvectors have no derivative where
+    eigenvalues coincide (isotropic data, alpha = 0), so that gradients of densities are NaN there; take another choice
+    for those.
     """
 
     euler: bool = False
@@ -176,9 +179,14 @@ def get_covariance(choice: str | Covariance) -> Covariance:
     """A covariance by name, or the object itself.
 
     Raises:
-      ValueError: for a name that is not one of the choices.
+      ValueError: for a name that is not one of the choices, or something that is no covariance.
     """
     if not isinstance(choice, str):
+        if not callable(choice) or not hasattr(choice, "euler"):
+            raise ValueError(
+                f"covariance must be one of {', '.join(CHOICES)}, or an object such as rnejax.covariance.Analytic, got "
+                f"{choice!r}"
+            )
         return choice
     if choice == "analytic":
         raise ValueError(

@@ -23,12 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .checks import check_count, is_traced
 from .increments import ESTIMATORS, get_estimator, transitions
-from .kernels import Array, Gaussian
+from .kernels import Array, FullSpace, Gaussian
 from .model import DiffusionModel
 from .processes import GaussianTransition, NoiseLevel
 from .processes.gaussian import reference
-from .processes.grids import check_count, validate_times
+from .processes.grids import validate_times
 from .smc import Resampling, SMCInfo, run
 from .smc.weights import CompensatedSum, log_mean_exp, relative_error_of_mean
 
@@ -126,7 +127,7 @@ def generate(
         resampling=Resampling(ess_threshold=0.0),
         save=save,
         progress=progress,
-        describe=describe_step(times[::-1][1:]),
+        describe=blame_network(times[::-1][:-1]),
     )
     return Samples(result.particles, problem.log_density(result.state), result.info)
 
@@ -146,8 +147,9 @@ def log_density(
     Args:
       key: a typed key.
       model: the model.
-      x: points in the user's coordinates, with a batch axis: (n, *shape). Half precision is converted to JAX's default
-        floating type before anything is computed: a log-density has no place in 8 or 11 bits.
+      x: points in the user's coordinates, with a batch axis: (n, *shape), on the process's subspace. Other precisions
+        are converted to JAX's default floating type before anything is computed: a log-density has no place in 8 or 11
+        bits.
       times: increasing times; the density is that of p_{times[0]}, so x is a state at times[0].
       num_paths: noisings per point. The average is of densities, so the estimate is consistent and its bias (low, about
         half the variance of one path over ``num_paths``) falls with their number.
@@ -157,7 +159,8 @@ def log_density(
     Costs one network evaluation per point, path and step. Warns as :func:`sample` does.
 
     Raises:
-      ValueError: for points of another shape or not floating, no points, fewer than one path, or unsuitable times.
+      ValueError: for points of another shape, not floating, not finite or off the subspace, no points, fewer than one
+        path, or unsuitable times.
       SMCError: where the network returned NaN or infinity.
     """
     times = check_times(model, times)
@@ -174,7 +177,7 @@ def log_density(
         num_particles=len(states),
         resampling=Resampling(ess_threshold=0.0),
         progress=progress,
-        describe=describe_step(times[1:]),
+        describe=blame_network(times[1:]),
     )
     per_path = problem.log_density(result.state, bottom).reshape(len(x), num_paths)
     return LogDensity(log_mean_exp(per_path), relative_error_of_mean(per_path), per_path)
@@ -286,11 +289,18 @@ def check_times(model: DiffusionModel, times: Any) -> np.ndarray:
         raise ValueError(
             f"at t = {times[-1]:g} alpha = 0 and the drift that euler freezes is infinite: end the grid earlier"
         )
+    between = np.flatnonzero(times != np.round(times)) if model.noise_level == "index" else np.zeros(0, int)
+    if between.size:
+        raise ValueError(
+            f"noise_level='index' asks the network for step numbers, but times[{between[0]}] = {times[between[0]]:g} "
+            "lies between two: use rnejax.time_grid(process, num_steps), or, for a network that interpolates, "
+            "noise_level=lambda level: level.t - 1"
+        )
     return times
 
 
 def check_points(model: DiffusionModel, x: Any) -> Array:
-    """Points with a batch axis, of the model's shape and of floating dtype; half precision becomes the default type."""
+    """Points with a batch axis, of the model's shape, finite, on its subspace; in JAX's default floating type."""
     x = jnp.asarray(x)
     if x.ndim != len(model.shape) + 1 or x.shape[1:] != model.shape:
         hint = "; add a batch axis: x[None]" if x.shape == model.shape else ""
@@ -301,7 +311,30 @@ def check_points(model: DiffusionModel, x: Any) -> Array:
         raise ValueError(
             f"x must be floating, got {x.dtype}; dequantise integers and scale them to the model's units first"
         )
-    return x.astype(jnp.result_type(float)) if jnp.finfo(x.dtype).bits < 32 else x
+    x = x.astype(jnp.result_type(float))
+    if not is_traced(x):
+        _check_values(model, x)
+    return x
+
+
+def _check_values(model: DiffusionModel, x: Array) -> None:
+    bad = np.flatnonzero(~np.isfinite(np.asarray(x).reshape(len(x), -1)).all(axis=1))
+    if bad.size:
+        raise ValueError(f"x must be finite, but {bad.size} of {len(x)} points are not, the first of them x[{bad[0]}]")
+    if isinstance(model.process.subspace, FullSpace):
+        return
+    states = jax.vmap(model.transform.to_model)(x)
+    offsets = np.abs(np.asarray(states - jax.vmap(model.process.subspace.project)(states))).reshape(len(x), -1)
+    largest = np.abs(np.asarray(states)).max()
+    # What projecting in this precision leaves behind: a sum over d numbers, each of them rounded.
+    rounding = offsets.shape[1] * float(jnp.finfo(x.dtype).eps) * largest
+    i = int(offsets.max(axis=1).argmax())
+    if offsets[i].max() > rounding:
+        raise ValueError(
+            f"x must lie on {model.process.subspace}, where the model has its density, but x[{i}] is off it by "
+            f"{offsets[i].max():.3g}: project it first (jax.vmap(process.subspace.project)(x), in the network's "
+            "coordinates)"
+        )
 
 
 class SignalAtEndWarning(UserWarning):
@@ -329,6 +362,6 @@ def warn_of_signal(model: DiffusionModel, times: np.ndarray, max_fraction: float
         )
 
 
-def describe_step(times: np.ndarray) -> Callable[[int], str]:
-    """How an error names a step: by the time it arrives at."""
-    return lambda step: f"arriving at t = {times[step]:.6g}"
+def blame_network(times: np.ndarray) -> Callable[[int], str]:
+    """Words for a faulty step where nothing but the network can be at fault: the time that it was asked at."""
+    return lambda step: f"the network returned NaN or infinity at t = {times[step]:.6g}"

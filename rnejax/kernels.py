@@ -89,6 +89,8 @@ class LinearSubspace:
 
     def __init__(self, basis: np.ndarray, tolerance: float = 1e-6):
         basis = np.asarray(basis, np.float64)
+        if basis.ndim != 2:
+            raise ValueError(f"basis must be a matrix with one row per dimension, got shape {basis.shape}")
         defect = float(np.abs(basis @ basis.T - np.eye(len(basis))).max())
         if defect > tolerance:
             raise ValueError(f"rows of basis must be orthonormal: |B B^T - I| is {defect:.2e}; use numpy.linalg.qr")
@@ -97,6 +99,15 @@ class LinearSubspace:
     def project(self, x: Array) -> Array:
         basis = jnp.asarray(self.basis, x.dtype)
         return (basis.T @ (basis @ x.reshape(-1))).reshape(x.shape)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LinearSubspace) and np.array_equal(self.basis, other.basis)
+
+    def __hash__(self) -> int:
+        return hash((self.basis.shape, self.basis.tobytes()))
+
+    def __repr__(self) -> str:
+        return f"LinearSubspace({self.basis.shape[0]} of {self.basis.shape[1]} dimensions)"
 
     def dimension(self, shape: tuple[int, ...]) -> int:
         if int(np.prod(shape)) != self.basis.shape[1]:

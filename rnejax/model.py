@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .adapters import LinenCall, NnxCall, adapt
+from .checks import is_traced
 from .covariance import Covariance, Evaluation, get_covariance
-from .kernels import Array, Gaussian
+from .kernels import Array, FullSpace, Gaussian
 from .processes import GaussianProcess, GaussianTransition, NoiseLevel
 from .processes.gaussian import PREDICTIONS, check_process, reference
 from .transforms import Identity, Transform
@@ -21,7 +24,8 @@ NOISE_LEVELS: dict[str, Callable[[NoiseLevel], Array]] = {
     "t": lambda level: level.t,
     "sigma": lambda level: level.sigma,
     "log_snr": lambda level: level.log_snr,
-    "index": lambda level: level.t - 1,  # DDPM: step t of the table has index t - 1
+    # DDPM: step t of the table has index t - 1, an integer
+    "index": lambda level: jnp.round(level.t).astype(jnp.int32) - 1,
 }
 
 
@@ -43,13 +47,15 @@ class DiffusionModel:
       params, condition: any pytrees of arrays. They are dynamic: new weights or another class label recompile nothing.
       batched: fn takes a batch: x (n, *shape), t (n,), condition with a leading axis n.
       noise_level: what fn gets as its second argument: ``t``, ``sigma``, ``log_snr`` (log alpha^2/sigma^2), ``index``
-        (t - 1, for a table of betas), or a function of the :class:`~rnejax.processes.NoiseLevel`.
-      prior: the law at the largest time, anything with ``sample(key)`` and ``log_prob(x)``; default: the reference's.
+        (t - 1 as an integer, for a table of betas), or a function of the :class:`~rnejax.processes.NoiseLevel`.
+      prior: the law at the largest time, in the network's coordinates and on the process's subspace: anything with
+        ``sample(key)`` and ``log_prob(x)``; default: the reference's.
       transform: from the network's coordinates to the user's. Samples, densities and rewards are in the user's.
 
     Raises:
-      ValueError: for a process that is none, an unknown prediction or noise level, an impossible shape, or where fn or
-        the prior, tried abstractly on one state, returns another shape or type than it should.
+      ValueError: for a process, covariance or transform that is none, an unknown prediction or noise level, a shape
+        that is impossible or does not fit the subspace, a prior off the subspace, or where fn, the prior or the
+        transform, tried abstractly on one state, fails or returns another shape or type than it should.
     """
 
     _children = ("params", "condition", "covariance", "prior")
@@ -77,6 +83,8 @@ class DiffusionModel:
             )
         if isinstance(noise_level, str) and noise_level not in NOISE_LEVELS:
             raise ValueError(f"unknown noise_level {noise_level!r}; one of {', '.join(NOISE_LEVELS)}, or a function")
+        if not isinstance(noise_level, str) and not callable(noise_level):
+            raise ValueError(f"noise_level must be a name or a function of a NoiseLevel, got {noise_level!r}")
         self.process = process
         self.fn, self.params = adapt(fn, params)
         self.prediction = prediction
@@ -85,27 +93,47 @@ class DiffusionModel:
         self.condition = condition
         self.batched = bool(batched)
         self.noise_level = noise_level
-        # A prior that is a pytree travels as data; any other object as configuration.
-        is_data = prior is None or not jax.tree_util.all_leaves([prior])
-        self.prior: Any = prior if is_data else None
-        self._static_prior: Any = None if is_data else prior
+        self.prior, self._static_prior = _split_prior(prior)
         self.transform = transform
+        process.subspace.dimension(self.shape)  # raises where the shape is not one of the subspace's
+        self._check_transform()
         self._check_output()
         self._check_prior()
 
     # -- variations ---------------------------------------------------------------------------------------------------
 
     def with_condition(self, condition: Any) -> DiffusionModel:
-        """The same model under another condition; recompiles nothing if shapes and dtypes agree."""
-        return self._replace(condition=condition)
+        """The same model under another condition; recompiles nothing if shapes and dtypes agree.
+
+        Raises:
+          ValueError: where they do not agree, and the network does not take the condition.
+        """
+        model = self._replace(condition=condition)
+        if not _alike(condition, self.condition):
+            model._check_output()
+        return model
 
     def with_params(self, params: Any) -> DiffusionModel:
         """The same model with other weights; of an nnx module: an ``nnx.State`` or nested dictionaries.
 
         Raises:
-          ValueError: where fn is an nnx module, and the weights have another structure or other shapes.
+          ValueError: where the weights have another structure or other shapes than the network takes.
         """
-        return self._replace(params=self.fn.weights(params) if isinstance(self.fn, NnxCall) else params)
+        model = self._replace(params=self.fn.weights(params) if isinstance(self.fn, NnxCall) else params)
+        if not _alike(model.params, self.params):
+            model._check_output()
+        return model
+
+    def with_prior(self, prior: Any) -> DiffusionModel:
+        """The same model with another law at the largest time; None for the reference's.
+
+        Raises:
+          ValueError: as the constructor does for its ``prior``.
+        """
+        data, static = _split_prior(prior)
+        model = self._replace(prior=data, _static_prior=static)
+        model._check_prior()
+        return model
 
     def with_covariance(self, covariance: str | Covariance) -> DiffusionModel:
         """The same model with another reverse-kernel covariance."""
@@ -142,14 +170,17 @@ class DiffusionModel:
         return self.covariance(key, lambda states: self._excess(states, level), x, level, self.process.subspace)
 
     @property
+    def _own_prior(self) -> Any:
+        return self.prior if self._static_prior is None else self._static_prior.prior
+
+    @property
     def has_prior(self) -> bool:
         """Whether the model was given a prior of its own."""
-        return self.prior is not None or self._static_prior is not None
+        return self._own_prior is not None
 
     def prior_at(self, level: NoiseLevel) -> Any:
         """The law that generation starts from."""
-        prior = self.prior if self._static_prior is None else self._static_prior
-        return reference(level, self.shape, self.process.subspace) if prior is None else prior
+        return reference(level, self.shape, self.process.subspace) if self._own_prior is None else self._own_prior
 
     def _evaluate_one(self, x: Array, level: NoiseLevel, key: Array | None) -> Evaluation:
         key = jax.random.key(0) if key is None else key
@@ -168,7 +199,8 @@ class DiffusionModel:
 
     def _call(self, x: Array, level: NoiseLevel) -> Array:
         convention = NOISE_LEVELS[self.noise_level] if isinstance(self.noise_level, str) else self.noise_level
-        time = jnp.asarray(convention(level), x.dtype)
+        time = jnp.asarray(convention(level))
+        time = time if jnp.issubdtype(time.dtype, jnp.integer) else time.astype(x.dtype)  # an index stays one
         plain = self.params is None and self.condition is None
         if not self.batched:
             call = self.fn if plain else lambda state, time: self.fn(self.params, state, time, self.condition)
@@ -194,7 +226,20 @@ class DiffusionModel:
         states = jax.ShapeDtypeStruct((2, *self.shape), jnp.result_type(float))
         if isinstance(self.fn, LinenCall):
             self._check_variables(self.fn, states)
-        output = jax.eval_shape(lambda x: self._call(x, level), states)
+        _check_arrays("params", self.params)
+        _check_arrays("condition", self.condition)
+        try:
+            output = jax.eval_shape(lambda x: self._call(x, level), states)
+        except Exception as error:  # whatever the user's function may raise
+            one = f"one state of shape {self.shape}"
+            tried = f"a batch of shape (2, {', '.join(map(str, self.shape))})" if self.batched else one
+            given = ["params"] * (self.params is not None) + ["condition"] * (self.condition is not None)
+            also = f" with its {' and '.join(given)}" if given else ""
+            raise ValueError(
+                f"fn failed when it was tried on {tried}{also} "
+                f"({type(error).__name__}: {error}). Is shape= right? Does fn take a batch (batched=True, now "
+                f"{self.batched})?"
+            ) from error
         expected = (2,) if self.prediction == "energy" else (2, *self.shape)
         if getattr(output, "shape", None) != expected:
             what = "a scalar" if self.prediction == "energy" else f"shape {self.shape}"
@@ -219,9 +264,33 @@ class DiffusionModel:
             condition = self.condition
         call.check(self.params, *arguments, *([] if condition is None else [condition]))
 
+    def _check_transform(self) -> None:
+        """Try the transform abstractly on one state."""
+        name = type(self.transform).__name__
+        missing = [m for m in ("to_data", "to_model", "log_det") if not callable(getattr(self.transform, m, None))]
+        if missing:
+            raise ValueError(
+                f"transform must be Affine(scale, shift) or have the methods of rnejax.transforms.Transform; {name} "
+                f"has no {' and no '.join(missing)}"
+            )
+        state = jax.ShapeDtypeStruct(self.shape, jnp.result_type(float))
+        subspace = self.process.subspace
+        for method, expected in (("to_data", self.shape), ("to_model", self.shape), ("log_det", ())):
+            call = getattr(self.transform, method)
+            arguments = (subspace,) if method == "log_det" else ()
+            try:
+                got = jax.eval_shape(lambda x, call=call, arguments=arguments: call(x, *arguments), state).shape
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"transform.{method} failed on one state of shape {self.shape}: {error}") from error
+            if got != expected:
+                raise ValueError(
+                    f"transform.{method} must return shape {expected} for one state of shape {self.shape}, but {name} "
+                    f"gives {got}: do its scale and shift have the state's shape?"
+                )
+
     def _check_prior(self) -> None:
-        """Try a prior of the user's own abstractly, as generation will use it."""
-        prior = self.prior if self._static_prior is None else self._static_prior
+        """Try a prior of the user's own, as generation will use it."""
+        prior = self._own_prior
         if prior is None:
             return
         name = type(prior).__name__
@@ -244,6 +313,25 @@ class DiffusionModel:
                     f"prior.{method} must return shape {expected} for one state of shape {self.shape}, but {name} "
                     f"gives {getattr(got, 'shape', got)}"
                 )
+        self._check_prior_is_on_subspace(prior)
+
+    def _check_prior_is_on_subspace(self, prior: Any) -> None:
+        """A law on the whole space would be drawn off the subspace, and normalised in too many dimensions."""
+        subspace = self.process.subspace
+        if isinstance(subspace, FullSpace):
+            return
+        remedy = (
+            f"the prior must be a law on {subspace}, the process's subspace, with respect to the volume there: for a "
+            "Gaussian, Gaussian(..., subspace=process.subspace)"
+        )
+        if isinstance(prior, Gaussian) and prior.subspace != subspace:
+            raise ValueError(f"{remedy}; it is one on {prior.subspace}")
+        if is_traced(prior):
+            return
+        x = prior.sample(jax.random.key(0))
+        offset = float(jnp.max(jnp.abs(x - subspace.project(x))))
+        if offset > x.size * float(jnp.finfo(x.dtype).eps) * float(jnp.max(jnp.abs(x))):
+            raise ValueError(f"{remedy}; a draw of {type(prior).__name__} is off it by {offset:.3g}")
 
     def check_state(self, name: str, x: Any) -> None:
         """Raises ValueError where x is not one state."""
@@ -273,6 +361,42 @@ class DiffusionModel:
             f"DiffusionModel({self.process}, prediction={self.prediction!r}, "
             f"covariance={type(self.covariance).__name__.lower()}, shape={self.shape})"
         )
+
+
+class _ByIdentity:
+    """A prior that cannot be compared by value (a dataclass of arrays): what is compiled is kept for this object."""
+
+    def __init__(self, prior: Any):
+        self.prior = prior
+
+
+@dataclass(frozen=True)
+class _ByValue:
+    prior: Any
+
+
+def _split_prior(prior: Any) -> tuple[Any, _ByIdentity | _ByValue | None]:
+    """A prior that is a pytree travels as data; any other object as configuration."""
+    if prior is None or not jax.tree_util.all_leaves([prior]):
+        return prior, None
+    try:
+        hash(prior)
+    except TypeError:
+        return None, _ByIdentity(prior)
+    return None, _ByValue(prior)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two pytrees of arrays have one structure and the same shapes."""
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
+    shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
+    return bool(structures[0] == structures[1]) and shapes[0] == shapes[1]
+
+
+def _check_arrays(name: str, tree: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, int, float, complex)):
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)} must be an array or a number, got {leaf!r}")
 
 
 def _as_shape(shape: Any) -> tuple[int, ...]:

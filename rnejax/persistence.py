@@ -33,11 +33,16 @@ def shipped_models() -> list[str]:
 
 def num_classes(name_or_path: str | os.PathLike[str]) -> int | None:
     """How many classes the network of a stored model knows; None where its file does not say, or there is no file."""
+    from .networks import default_arguments
+
     try:
         network = _header(_find(name_or_path)).get("network")
     except FileNotFoundError:
         return None
-    return network["arguments"].get("num_classes") if network else None
+    if not network:
+        return None
+    number: int | None = (default_arguments(network["name"]) | network["arguments"]).get("num_classes")
+    return number
 
 
 def save_model(
@@ -62,9 +67,10 @@ def save_model(
       ValueError: for a part that has no form in a file: a prior or noise level of the user's own, say.
       OSError: if the file cannot be written, with its path.
     """
-    if model.prior is not None or model._static_prior is not None:
+    if model.has_prior:
         raise ValueError(
-            "a model with a prior of its own cannot be saved: save it without, and set the prior after loading"
+            "a prior of the user's own has no form in a file: save model.with_prior(None), and give the prior again "
+            "after loading, load_model(path).with_prior(prior)"
         )
     if not isinstance(model.noise_level, str):
         raise ValueError(f"noise_level must be one of {', '.join(NOISE_LEVELS)} to be saved, not a function")

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .checks import check_count, check_number
 from .density import check_points, check_times, prior_excess, to_user_log_density, warn_of_signal
 from .kernels import Array
 from .model import DiffusionModel
@@ -94,13 +95,16 @@ def probability_flow_log_density(
     x = check_points(model, x)
     if divergence not in DIVERGENCES:
         raise ValueError(f"unknown divergence {divergence!r}; choose one of {', '.join(DIVERGENCES)}")
-    if num_probes < 1 or max_steps < 1:
-        raise ValueError(f"num_probes and max_steps must be at least 1, got {num_probes} and {max_steps}")
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol and atol must be positive, got {rtol} and {atol}")
+    num_probes, max_steps = check_count("num_probes", num_probes), check_count("max_steps", max_steps)
+    rtol, atol = check_number("rtol", rtol, positive=True), check_number("atol", atol, positive=True)
     solver = diffrax.Tsit5() if solver is None else solver
     if not isinstance(solver, diffrax.AbstractERK):
         raise ValueError(f"solver must be an explicit Runge-Kutta method such as diffrax.Tsit5(), got {solver!r}")
+    if model.noise_level == "index":
+        raise ValueError(
+            "the probability flow asks the network at times of its own choice, between the step numbers that "
+            "noise_level='index' knows; for a network that interpolates, noise_level=lambda level: level.t - 1"
+        )
     if not float(model.process.sigma(times[0])) > 0:
         raise ValueError(
             f"the probability flow is singular where sigma = 0, at t = {times[0]:g}: start the times later"

@@ -44,13 +44,16 @@ class Affine:
     """y = scale * x + shift, elementwise; numbers or arrays of the event's shape.
 
     Raises:
-      ValueError: where a scale is zero or not finite, or, at use, where it varies on a subspace that it would leave.
+      ValueError: where a scale is zero, a scale or shift is not finite, or, in a model, where a scale varies on a
+        subspace that it would leave.
     """
 
     def __init__(self, scale: np.ndarray | float = 1.0, shift: np.ndarray | float = 0.0):
         self.scale, self.shift = np.asarray(scale, np.float64), np.asarray(shift, np.float64)
         if not (np.isfinite(self.scale).all() and (self.scale != 0).all()):
             raise ValueError(f"scale must be finite and non-zero everywhere, got {self.scale}")
+        if not np.isfinite(self.shift).all():
+            raise ValueError(f"shift must be finite everywhere, got {self.shift}")
 
     def to_data(self, x: Array) -> Array:
         return jnp.asarray(self.scale, x.dtype) * x + jnp.asarray(self.shift, x.dtype)

@@ -280,15 +280,15 @@ def broken(after):
 def test_a_network_that_fails_while_sampling_is_named_with_step_and_time():
     process = RectifiedFlow()
     model = rj.DiffusionModel(process, broken(lambda t: t < 0.55), "x0", shape=(2,))
-    # Arriving at 0.3 the network was asked at 0.5: the third of the steps 0.9 -> 0.7 -> 0.5 -> 0.3 -> 0.1.
-    with pytest.raises(SMCError, match=r"step 2 of 4 \(arriving at t = 0.3\)"):
+    # At 0.5 begins the third of the steps 0.9 -> 0.7 -> 0.5 -> 0.3 -> 0.1.
+    with pytest.raises(SMCError, match=r"step 2 of 4 \(the network returned NaN or infinity at t = 0.5\)"):
         rj.sample(KEY, model, [0.1, 0.3, 0.5, 0.7, 0.9], 3)
 
 
 def test_a_network_that_fails_at_given_points_is_named_with_step_and_time():
     process = RectifiedFlow()
     model = rj.DiffusionModel(process, broken(lambda t: t > 0.45), "x0", shape=(2,))
-    with pytest.raises(SMCError, match=r"6 of 6 particles became NaN at step 1 of 4 \(arriving at t = 0.5\)"):
+    with pytest.raises(SMCError, match=r"6 of 6 particles became NaN at step 1 of 4 \(the network .* at t = 0.5\)"):
         rj.log_density(KEY, model, jnp.zeros((3, 2)), [0.1, 0.3, 0.5, 0.7, 0.9], num_paths=2)
 
 
@@ -304,6 +304,17 @@ def test_a_network_that_fails_at_given_points_is_named_with_step_and_time():
 def test_points_that_do_not_fit_are_refused(x, words):
     with pytest.raises(ValueError, match=words):
         rj.log_density(KEY, MIXTURE.model(PROCESS), x, rj.time_grid(PROCESS, 2))
+
+
+def test_points_in_single_precision_do_in_double_mode():
+    points = np.zeros((2, 2), np.float32)
+    with jax.enable_x64(True):
+        process = RectifiedFlow()
+        model = rj.DiffusionModel(process, lambda x, t: 0 * x, "x0", shape=(2,))
+        found = rj.log_density(jax.random.key(1), model, points, [0.1, 0.5, 0.9], num_paths=2)
+        same = rj.log_density(jax.random.key(1), model, points.astype(np.float64), [0.1, 0.5, 0.9], num_paths=2)
+        assert found.log_density.dtype == jnp.float64
+        np.testing.assert_array_equal(found.per_path, same.per_path)
 
 
 def test_no_paths_are_refused():

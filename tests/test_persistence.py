@@ -121,7 +121,7 @@ class OwnCovariance(Reference):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prior": Wide()}, "a prior of its own cannot be saved"),
+        ({"prior": Wide()}, "a prior of the user's own has no form in a file"),
         ({"noise_level": lambda level: level.t}, "noise_level must be one of"),
         ({"covariance": OwnCovariance()}, "a covariance of type OwnCovariance cannot be saved"),
     ],

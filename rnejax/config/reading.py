@@ -32,9 +32,11 @@ def load_config(kind: type[ConfigType], path: str | Path, overrides: Sequence[st
     """
     file = find_config(path)
     try:
-        tree = yaml.load(file.read_text(), Loader=_StrictLoader)
-    except yaml.YAMLError as error:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read as YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{file} must hold keys and values, but it holds a {type(tree).__name__}")
@@ -69,6 +71,8 @@ def find_config(path: str | Path) -> Path:
     file = Path(path)
     if file.is_file():
         return file
+    if file.is_dir():
+        raise ConfigError(f"{path} is a folder, not a configuration")
     shipped = shipped_configs()
     # "configs/digits.yaml" means the shipped one also where there is no checkout around.
     if file.parent in (Path(), Path("configs")) and file.suffix in ("", ".yaml") and file.stem in shipped:
@@ -181,7 +185,11 @@ def _explain(kind: type[Section], item: Mapping[str, Any]) -> str:
         expected = item["ctx"]["expected"]
         allowed = [word.strip("'") for word in expected.replace(" or ", ", ").split(", ")]
         near = difflib.get_close_matches(str(item["input"]), allowed, n=1)
-        return f"{key} = {value}: it must be {expected}" + (f"; did you mean {near[0]}?" if near else "")
+        field = section.model_fields.get(path[-1])
+        # A key that may hold something else than these words, a pair of numbers say, is told with all its types.
+        whole = _name(field.annotation) if field is not None and get_origin(field.annotation) is not Literal else ""
+        meant = f"one of {whole}" if "[" in whole else expected
+        return f"{key} = {value}: it must be {meant}" + (f"; did you mean {near[0]}?" if near else "")
     return f"{key} = {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 

@@ -51,7 +51,7 @@ class Grid(Section):
 class Run(Section):
     """What every run has."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """of all random numbers"""
     output: str | None = None
     """the folder for what the run makes; by default outputs/ and the configuration's name"""

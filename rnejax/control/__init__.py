@@ -2,7 +2,7 @@
 
 from .observations import observe
 from .proposals import Drift, FeynmanKac, Local, Proposal
-from .rewards import Reward
+from .rewards import Reward, RewardError
 from .steer import Steered, SteerInfo, SteeringWarning, steer
 from .targets import Target, guide, product, temper, tilt
 
@@ -12,6 +12,7 @@ __all__ = [
     "Local",
     "Proposal",
     "Reward",
+    "RewardError",
     "SteerInfo",
     "Steered",
     "SteeringWarning",

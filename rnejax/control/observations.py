@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import check_number, is_traced
 from ..covariance import Analytic
 from ..kernels import Array
 from ..model import DiffusionModel
@@ -68,13 +69,17 @@ def observe(
       exact: the scheme of :func:`tilt`.
 
     Raises:
-      ValueError: for a noise that is not positive, or an operator that returns another shape than y's.
+      ValueError: for a noise that is not a positive number, a y that is not finite, an operator that returns another
+        shape than y's, or a model that is known only to compiled code.
     """
     base = as_target(model_or_target)
     model = base.models[0]
     y = jnp.asarray(y, jnp.result_type(float))
+    noise_std = check_number("noise_std", noise_std)
     if not noise_std > 0:
         raise ValueError(f"noise_std must be positive, got {noise_std}: without noise the posterior has no density")
+    if not is_traced(y) and not np.isfinite(np.asarray(y)).all():
+        raise ValueError("y must be finite: leave out what was not observed (an operator that selects the rest)")
     returned = jax.eval_shape(operator, jax.ShapeDtypeStruct(model.shape, jnp.result_type(float)))
     if returned.shape != y.shape:
         raise ValueError(
@@ -85,6 +90,11 @@ def observe(
     )
     covariance = model.covariance
     table = (covariance.log_snr, covariance.ratio) if isinstance(covariance, Analytic) else ((), ())
+    if is_traced(table):
+        raise ValueError(
+            "the model's covariance table must be known when the program is traced, because the likelihood's strength "
+            "is computed from it on the host: call observe outside jax.jit, or let the function close over the model"
+        )
     log_snr, ratio = (tuple(float(value) for value in np.asarray(column)) for column in table)
     gain = float(np.mean(np.asarray(getattr(model.transform, "scale", 1.0)) ** 2))
     schedule = LikelihoodStrength(float(noise_std) ** 2, log_snr, ratio, gain)

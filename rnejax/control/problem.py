@@ -2,12 +2,13 @@ r"""The Feynman-Kac problem of a target: what a particle is, how it moves, how i
 
 The log-weight of a step from t to s < t (mathematics.md, section 4), with reference ref_t and bar_t = sum_i beta_{i,t}:
 
-    log w = sum_i [ beta_{i,t} log(K_i / K_ref)(x_s) + (beta_{i,s} - beta_{i,t}) E_i(x_s) ]
+    log w = sum_i [ beta_{i,t} e_i + (beta_{i,s} - beta_{i,t}) E_i(x_s) ]
             + (bar_t - 1) [ log ref_s(x_s) - log ref_t(x_t) ] + (bar_s - bar_t) log ref_s(x_s)
             + log(K_ref / A)(x_s) + log(B / F)(x_t) + tilt_s(x_s) - tilt_t(x_t)
 
-where E_i = log p_{i,s}(x_s) - log ref_s(x_s) is what the particle has accumulated of model i's log-density; it is
-needed for exponents that vary in time, and comes out as the density of each particle under each model.
+where e_i is the excess increment of model i (``increments.py``; log(K_i / K_ref)(x_s) for the exact-kernel form) and
+E_i = log p_{i,s}(x_s) - log ref_s(x_s) is what the particle has accumulated of it; E_i is needed for exponents that
+vary in time, and comes out as the density of each particle under each model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from ..covariance import Evaluation
 from ..density import prior_excess
-from ..increments import exact, transitions
+from ..increments import ESTIMATORS, get_estimator, transitions
 from ..kernels import Array, Gaussian, Kernel, log_ratio
 from ..model import DiffusionModel
 from ..processes import GaussianTransition, NoiseLevel
@@ -90,11 +91,17 @@ def control_steps(
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["models", "rewards", "initial", "top", "exponents"],
-    meta_fields=["proposal"],
+    meta_fields=["proposal", "generated"],
 )
 @dataclass(frozen=True)
 class Steer:
-    """Move by A, weigh by the target over the proposal."""
+    """Move by A, weigh by the target over the proposal.
+
+    ``generated``: the target is the law that the one model *generates*, tilted by rewards of the exact scheme or by
+    none. Its weights are ratios to the model's own kernels, which are what generates, whatever these approximate;
+    targets made of the models' marginals need their log-densities, for which Euler-Maruyama kernels have forms of their
+    own.
+    """
 
     models: tuple[DiffusionModel, ...]
     rewards: tuple[Reward, ...]
@@ -102,6 +109,7 @@ class Steer:
     top: NoiseLevel
     exponents: Array  # at t_max
     proposal: Proposal
+    generated: bool = False
 
     def init(self, key: Array, num_particles: int) -> tuple[Particle, Array]:
         x = jax.vmap(self.initial.sample)(jax.random.split(key, num_particles))
@@ -259,15 +267,21 @@ class Steer:
         transition, x_t, x_s = step.transition, left.x, arrived.x
         at_t = self._local(left, step.exponents_t, step.strengths_t)
         at_s = self._local(arrived, step.exponents_s, step.strengths_s)
-        excess_increments = jnp.stack(
-            [exact(m, transition, x_s, x_t, e) for m, e in zip(self.models, left.evaluations, strict=True)]
-        )
+
+        def increments(estimator: str | None) -> Array:
+            pairs = zip(self.models, left.evaluations, strict=True)
+            return jnp.stack(
+                [ESTIMATORS[get_estimator(estimator, model)](model, transition, x_s, x_t, e) for model, e in pairs]
+            )
+
+        excess_increments = increments(None)
         if hasattr(self.proposal, "log_increment"):
             return self.proposal.log_increment(transition, at_t, at_s), excess_increments
         bar_s, bar_t = jnp.sum(step.exponents_s), jnp.sum(step.exponents_t)
         change = step.exponents_s - step.exponents_t
         excess = left.excess_log_densities.value + excess_increments
-        models = jnp.sum(step.exponents_t * excess_increments + jnp.where(change == 0, 0.0, change * excess))
+        weighed = increments("exact") if self.generated else excess_increments
+        models = jnp.sum(step.exponents_t * weighed + jnp.where(change == 0, 0.0, change * excess))
         references = (bar_t - 1) * (arrived.log_reference - left.log_reference) + (
             bar_s - bar_t
         ) * arrived.log_reference

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import check_number
 from ..covariance import Evaluation
 from ..kernels import Array, Gaussian, Kernel, event_sum
 from ..processes import GaussianTransition
@@ -55,7 +56,12 @@ class Local(NamedTuple):
 
 
 class Proposal(Protocol):
-    """A pair of kernels. Hashable: it is configuration."""
+    """A pair of kernels. Hashable: it is configuration.
+
+    A reward of the exact scheme (``tilt(..., exact=True)``) needs B to be the noising kernel. A proposal of which that
+    is true for one model with exponent 1 says so by an attribute ``follows_noising = True``; without it, ``steer``
+    refuses to combine the two.
+    """
 
     def needs_auxiliary(self, total_exponents: np.ndarray) -> bool:
         """Whether B looks at what the models say of x_s: this costs one more evaluation at the very end."""
@@ -250,9 +256,7 @@ def get_proposal(proposal: Any) -> Proposal:
     if isinstance(proposal, (tuple, list)):
         if len(proposal) != 2:
             raise ValueError(f"a pair (c_a, c_b) has two numbers, got {len(proposal)}: {proposal}")
-        if not np.isfinite(proposal).all():
-            raise ValueError(f"a pair (c_a, c_b) must be finite, got {proposal}")
-        return Drift((float(proposal[0]), float(proposal[1])))
+        return Drift((check_number("c_a", proposal[0]), check_number("c_b", proposal[1])))
     missing = [name for name in ("needs_auxiliary", "reverse", "forward") if not hasattr(proposal, name)]
     if missing:
         raise ValueError(

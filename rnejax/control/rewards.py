@@ -5,13 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..kernels import Array
+
+
+class RewardError(RuntimeError):
+    """A reward on the host raised, or returned something that is not one number per example."""
+
+
+@dataclass(frozen=True)
+class HostGuard:
+    """A numpy function of a batch, whose errors survive being called back from compiled code.
+
+    An exception in a callback ends as a runtime error of the device, with a traceback for each step. So the first one
+    is kept, by the function (compiled code may hold another guard of the same one), and NaN returned, which stops a run
+    that looks.
+    """
+
+    function: Callable[[Any], Any]
+    failures: ClassVar[dict[Any, Exception]] = {}
+
+    def __call__(self, x: Any) -> np.ndarray:
+        try:
+            return check_host_values(self.function(x), len(x))
+        except Exception as error:  # whatever the user's function may raise
+            self.failures.setdefault(self.function, error)
+            return np.full(len(x), np.nan)
+
+    def raise_failure(self) -> None:
+        failure = self.failures.pop(self.function, None)
+        if failure is not None:
+            function: Any = self.function
+            named = hasattr(function, "__qualname__")
+            name = f"{function.__module__}:{function.__qualname__}" if named else repr(function)
+            what = f"{type(failure).__name__}: {failure}"
+            raise RewardError(f"the reward {name} failed on a batch of states: {what}") from failure
+
+
+def check_host_values(values: Any, n: int) -> np.ndarray:
+    """The values that a host reward returned for n examples; ValueError where they are not n numbers."""
+    values = np.asarray(values)
+    if values.shape != (n,):
+        raise ValueError(f"a host reward must return one number per example: expected shape ({n},), got {values.shape}")
+    return values
 
 
 @partial(
@@ -45,15 +86,39 @@ class Reward:
         """
         if not callable(fn):
             raise ValueError(f"reward must be a function of one example, got {type(fn).__name__}")
-        reward = cls(None, data=fn, **options) if not jax.tree_util.all_leaves([fn]) else cls(fn, **options)
+        is_data = not jax.tree_util.all_leaves([fn])
+        reward = cls(None, data=fn, **options) if is_data else cls(fn, **options)
         reward._check()
         return reward
+
+    def check_on(self, shape: tuple[int, ...]) -> None:
+        """Try a JAX reward abstractly on one example, so that what is wrong with it is told before a run.
+
+        Raises:
+          ValueError: where it returns no scalar, or does with JAX arrays what only numpy's can.
+        """
+        if self.host:
+            return
+        try:
+            jax.eval_shape(self._one, jax.ShapeDtypeStruct(shape, jnp.result_type(float)))
+        except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
+            raise ValueError(
+                "the reward is traced by JAX, but it asks for the numbers in its argument (numpy functions, float(), a "
+                "branch): write it in jax.numpy, or pass host=True for a numpy function of a batch"
+            ) from error
 
     def _check(self) -> None:
         if self.at not in ("x", "x0"):
             raise ValueError(f"at must be 'x' (the noisy state) or 'x0' (the predicted clean state), got {self.at!r}")
         if self.gradient and self.host:
             raise ValueError("a host reward has no gradient: use gradient=False, or write the reward in JAX")
+        if self.host and self.fn is None:
+            raise ValueError("a host reward is a plain function of a numpy batch; this one is a pytree of JAX arrays")
+        if self.schedule is not None and not callable(self.schedule) and not hasattr(self.schedule, "strengths"):
+            raise ValueError(
+                "schedule must be a function of time, or have a method strengths(process, times), got "
+                f"{self.schedule!r} (multiply a reward with scale=)"
+            )
 
     def strengths_at(self, process: Any, times: np.ndarray) -> np.ndarray:
         """lambda(t) at every time.
@@ -65,6 +130,10 @@ class Reward:
         if self.schedule is None:
             level = process._level(times)
             fraction = level.alpha**2 / level.reference_variance
+            if self.at == "x":
+                # Where noise makes states larger than data (VarianceExploding), a reward that grows like |x|^2 would
+                # keep its weight up to t_max.
+                fraction = fraction * np.minimum(1.0, process.data_std**2 / level.reference_variance)
             strengths = fraction / fraction[0]
         elif hasattr(self.schedule, "strengths"):
             strengths = self.schedule.strengths(process, times)
@@ -85,12 +154,21 @@ class Reward:
             return jax.vmap(self._one)(y)
         out = jax.ShapeDtypeStruct((len(y),), y.dtype)
         return jax.pure_callback(
-            lambda batch: self._checked(np.asarray(self._call(np.asarray(batch)), y.dtype), len(y)), out, y
+            lambda batch: check_host_values(self._call(np.asarray(batch)), len(y)).astype(y.dtype), out, y
         )
 
     def without_schedule(self) -> Reward:
         """What is left when the strengths have been computed: two schedules of the same reward compile once."""
         return replace(self, schedule=None, factors=())
+
+    def guarded(self) -> Reward:
+        """The same reward; if it runs on the host, what it raises is kept for :meth:`raise_failure`."""
+        return self if self.fn is None or not self.host else replace(self, fn=HostGuard(self.fn))
+
+    def raise_failure(self) -> None:
+        """Raises RewardError if a call of the guarded reward has failed since the last time this was asked."""
+        if isinstance(self.fn, HostGuard):
+            self.fn.raise_failure()
 
     def _call(self, y: Any) -> Any:
         return self.data(y) if self.fn is None else self.fn(y)
@@ -100,11 +178,3 @@ class Reward:
         if value.shape != ():
             raise ValueError(f"reward(x) on one example must return a scalar, got shape {value.shape}")
         return value.astype(y.dtype)
-
-    @staticmethod
-    def _checked(values: np.ndarray, n: int) -> np.ndarray:
-        if values.shape != (n,):
-            raise ValueError(
-                f"a host reward must return one number per example: expected shape ({n},), got {values.shape}"
-            )
-        return values

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import check_number, is_traced
 from ..density import check_times, to_user_log_density, warn_of_signal
 from ..kernels import Array
 from ..model import DiffusionModel
@@ -18,7 +19,7 @@ from ..smc import Resampling, diagnose, run
 from ..smc.faults import raise_on_fault
 from ..smc.weights import relative_error_of_mean
 from .problem import Particle, Steer, control_steps, initial_law
-from .proposals import Proposal, get_proposal
+from .proposals import FeynmanKac, Proposal, get_proposal
 from .targets import Target, as_target
 
 
@@ -32,8 +33,9 @@ class Steered(NamedTuple):
       log_normalizer: estimate of log Z, in nats; exp of it is unbiased. What Z is: see :func:`steer`.
       log_densities: log-density of each particle under each model along its own path: (num_particles, num_models).
       info: per step, in order of execution (t_max to t_min): ``time`` arrived at, ``ess`` after weighing, ``resampled``
-        (whether the step began by resampling), ``log_normalizer_increments``, ``unique_ancestors``, what was ``saved``,
-        and ``eve``, the initial ancestor of every particle.
+        (whether the step began by resampling), ``num_resamplings`` (a final one included),
+        ``log_normalizer_increments``, ``unique_ancestors``, what was ``saved``, and ``eve``, the initial ancestor of
+        every particle.
       standard_error: of the log of the groups' mean normalising constant; NaN without groups, where one number has no
         spread.
     """
@@ -50,6 +52,7 @@ class SteerInfo(NamedTuple):
     time: Array
     ess: Array
     resampled: Array
+    num_resamplings: Array
     log_normalizer_increments: Array
     unique_ancestors: Array
     eve: Array
@@ -106,6 +109,7 @@ def steer(
 
     Raises:
       ValueError: for unsuitable times, exponents whose sum is not positive, unknown names.
+      RewardError: where a host reward raised, or returned something that is not one number per example.
       SMCError: for weights that are NaN, +inf, or all zero, naming the step, the time, and whether the network or the
         reward was at fault.
     """
@@ -118,15 +122,19 @@ def steer(
     exponents, strengths = target.exponents_at(times), target.strengths_at(times)
     check_exponents(exponents, times)
     check_proposal(target, chosen, exponents)
+    rewards = tuple(reward.without_schedule() for reward in target.rewards)
+    if not is_traced(key, target):
+        rewards = tuple(reward.guarded() for reward in rewards)
     process = target.process
     top, bottom = process.level(times[-1]), process.level(times[0])
     problem = Steer(
         models=target.models,
-        rewards=tuple(reward.without_schedule() for reward in target.rewards),
+        rewards=rewards,
         initial=initial_law(target.models, top, exponents[-1]),
         top=top,
         exponents=jnp.asarray(exponents[-1], jnp.result_type(float)),
         proposal=chosen,
+        generated=target.is_generated_law,
     )
     evaluate_last = chosen.needs_auxiliary(exponents.sum(axis=1))
     arrival_times = np.concatenate([times[-1:], times[::-1][1:]])
@@ -149,7 +157,11 @@ def steer(
         check=False,
     )
     steered = summarise(result, problem, bottom, arrival_times)
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(steered)):
+    if not is_traced(steered):
+        if any(reward.host for reward in rewards):
+            jax.block_until_ready(steered)  # the last callback has returned
+            for reward in rewards:
+                reward.raise_failure()
         if check:
             raise_on_fault(
                 steered,
@@ -189,6 +201,7 @@ def summarise(result: Any, problem: Steer, bottom: NoiseLevel, times: np.ndarray
         log_densities=log_densities.reshape(*result.log_weights.shape, -1),
         info=SteerInfo(
             time=jnp.asarray(times[1:], increments.dtype),
+            num_resamplings=info.num_resamplings,
             log_normalizer_increments=increments[..., 1:],
             eve=info.eve,
             fault=fault,
@@ -220,7 +233,11 @@ def steps_in_window(window: tuple[float, float] | None, times: np.ndarray) -> tu
     """
     if window is None:
         return 1, len(times)
-    low, high = window
+    try:
+        low, high = window
+    except (TypeError, ValueError):
+        raise ValueError(f"window must be a pair of times (low, high), got {window!r}") from None
+    low, high = check_number("window[0]", low), check_number("window[1]", high)
     begins = times[::-1][:-1]  # iteration k = 1, ..., n begins at begins[k - 1]
     inside = np.flatnonzero((begins >= low) & (begins <= high))
     if inside.size == 0:
@@ -255,15 +272,15 @@ def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:
 
 
 def check_proposal(target: Target, proposal: Proposal, exponents: np.ndarray) -> None:
-    """Raises ValueError where a proposal of ours cannot do what the target asks for."""
+    """Raises ValueError where a proposal cannot do what the target asks for."""
     target.check_exactness()
-    name = type(proposal).__name__
-    if any(reward.exact for reward in target.rewards) and not getattr(proposal, "follows_noising", True):
+    if any(reward.exact for reward in target.rewards) and not getattr(proposal, "follows_noising", False):
         raise ValueError(
             f"tilt(exact=True) needs the noising kernel as its auxiliary kernel, which {proposal} does not use: take "
-            f"proposal='symmetric' or (c_a, 0), or tilt(..., exact=False)"
+            f"proposal='symmetric' or (c_a, 0), or tilt(..., exact=False). If forward() of your own proposal is the "
+            f"noising kernel for one model with exponent 1, say so by an attribute follows_noising = True"
         )
-    if name == "FeynmanKac" and np.ptp(exponents, axis=0).any():
+    if isinstance(proposal, FeynmanKac) and np.ptp(exponents, axis=0).any():
         raise ValueError("feynman_kac has no weights for exponents that change over time; use proposal='symmetric'")
 
 

@@ -7,7 +7,7 @@ Annealing is one model with an exponent, composition several models, classifier-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ..checks import check_number
 from ..kernels import Array
 from ..model import DiffusionModel
 from .rewards import Reward
@@ -46,10 +47,18 @@ class Target:
     def process(self) -> Any:
         return self.models[0].process
 
+    @property
+    def _is_one_model(self) -> bool:
+        return len(self.models) == 1 and not callable(self.exponents[0]) and bool(self.exponents[0] == 1)
+
+    @property
+    def is_generated_law(self) -> bool:
+        """Whether this is the law that one model generates, tilted by rewards of the exact scheme only (or by none)."""
+        return self._is_one_model and all(reward.exact for reward in self.rewards)
+
     def check_exactness(self) -> None:
         """Raises ValueError where a reward claims to be exact on anything but one model with exponent 1."""
-        plain = len(self.models) == 1 and not callable(self.exponents[0]) and self.exponents[0] == 1
-        if any(reward.exact for reward in self.rewards) and not plain:
+        if any(reward.exact for reward in self.rewards) and not self._is_one_model:
             raise ValueError(
                 f"tilt(exact=True) is exact for one model with exponent 1, but this target has {len(self.models)} "
                 f"model(s) with exponents {self.exponents}; use tilt(..., exact=False)"
@@ -96,7 +105,7 @@ def temper(model_or_target: DiffusionModel | Target, beta: Exponent) -> Target:
       ValueError: if the base has a reward of the exact scheme, which is exact for exponent 1 only.
     """
     base = as_target(model_or_target)
-    _check_known("an exponent", beta)
+    _check_exponent("an exponent", beta)
     if not callable(beta) and beta == 1:
         return base
     if any(reward.exact for reward in base.rewards):
@@ -121,6 +130,10 @@ def product(
       ValueError: for no factors, exponents that do not match them, or factors on different processes, shapes or
         transforms.
     """
+    if isinstance(models_or_targets, (DiffusionModel, Target)):
+        raise ValueError("product takes a list of models or targets: product([model, ...])")
+    if exponents is not None and not isinstance(exponents, Iterable):
+        raise ValueError(f"exponents must be a list, one per factor, got {exponents!r}; for a single power use temper")
     factors = list(models_or_targets)
     if not factors:
         raise ValueError("a product needs at least one model")
@@ -154,7 +167,7 @@ def guide(
 
     ``scale`` is a number or a function of time; 1 is the conditional model itself.
     """
-    _check_known("scale", scale)
+    _check_exponent("scale", scale)
     complement = (lambda t: 1.0 - scale(t)) if callable(scale) else 1.0 - scale
     return product([unconditional, conditional], [complement, scale])
 
@@ -180,7 +193,8 @@ def tilt(
         (n, *shape) -> (n,), called back on the host.
       schedule: its strength lambda(t), a function of time that is 1 at t_min (or an object with a method
         ``strengths(process, times)``, as :func:`rnejax.observe` uses). Default: the fraction of the reference's
-        variance that is signal, alpha_t^2 data_std^2 / V_t, normalised to 1 at t_min.
+        variance that is signal, alpha_t^2 data_std^2 / V_t, normalised to 1 at t_min; for ``at="x"``, times
+        data_std^2 / V_t where noisy states are larger than data, so that a quadratic reward of them vanishes at t_max.
       exact: True: the law *generated* by the model times exp(r), exactly, for any error of the network and any step
         (auxiliary kernel = noising kernel). False: lower variance, exact only as far as noising and denoising agree.
       at: where intermediate rewards are evaluated: ``x`` (the noisy state) or ``x0`` (the predicted clean state). At
@@ -190,11 +204,14 @@ def tilt(
       scale: multiplies the reward.
 
     Raises:
-      ValueError: for ``exact=True`` on anything but one model with exponent 1, an unknown ``at``, or the gradient of
-        a host reward.
+      ValueError: for ``exact=True`` on anything but one model with exponent 1, an unknown ``at``, the gradient of a
+        host reward, or a JAX reward that, tried abstractly on one example, returns no scalar.
+      RewardError: from :func:`steer`, where a host reward raises.
     """
     base = as_target(model_or_target)
-    _check_known("scale", scale)
+    _check_exponent("scale", scale)
+    if callable(scale):
+        raise ValueError("scale must be a number; a strength that changes over time is a schedule")
     added = Reward.of(
         reward,
         schedule=schedule,
@@ -204,20 +221,21 @@ def tilt(
         host=host,
         factors=(float(scale),),
     )
+    added.check_on(base.models[0].shape)
     target = replace(base, rewards=(*base.rewards, added))
     target.check_exactness()
     return target
 
 
-def _check_known(name: str, value: Exponent) -> None:
-    """Raises ValueError for a number that is not finite, or that is known only when compiled code runs."""
+def _check_exponent(name: str, value: Exponent) -> None:
+    """Raises ValueError for anything but a finite number or a function, or what is known only to compiled code."""
     if isinstance(value, jax.core.Tracer):
         raise ValueError(
             f"{name} must be known when the program is traced, because schedules and proposals are computed from it on "
             "the host: build the target outside jax.jit, or mark the number as static (static_argnames)"
         )
-    if not callable(value) and not np.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+    if not callable(value):
+        check_number(name, value)
 
 
 def _power(base: Target, beta: Exponent) -> Target:

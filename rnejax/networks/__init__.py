@@ -33,6 +33,7 @@ __all__ = [
     "StridedClassifier",
     "UNet",
     "build",
+    "default_arguments",
     "functional",
     "load_network",
     "num_weights",
@@ -53,9 +54,7 @@ def build(name: str, key: jax.Array, **arguments: Any) -> nnx.Module:
     """
     if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}{_nearest(name, NETWORKS)}: there are {', '.join(NETWORKS)}")
-    # Of __init__: the signature of an nnx class itself is that of its metaclass, (*args, **kwargs).
-    parameters = inspect.signature(NETWORKS[name].__init__).parameters
-    known = [parameter for parameter in parameters if parameter not in ("self", "rngs")]
+    known = list(_parameters(name))
     for argument in arguments:
         if argument not in known:
             raise ValueError(
@@ -63,6 +62,20 @@ def build(name: str, key: jax.Array, **arguments: Any) -> nnx.Module:
             )
     settled = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     return NETWORKS[name](**settled, rngs=nnx.Rngs(key))
+
+
+def default_arguments(name: str) -> dict[str, Any]:
+    """What `build` takes where nothing is given, of a known network; empty for an unknown one."""
+    if name not in NETWORKS:
+        return {}
+    defaults = {parameter.name: parameter.default for parameter in _parameters(name).values()}
+    return {argument: value for argument, value in defaults.items() if value is not inspect.Parameter.empty}
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    # Of __init__: the signature of an nnx class itself is that of its metaclass, (*args, **kwargs).
+    parameters = inspect.signature(NETWORKS[name].__init__).parameters
+    return {parameter: each for parameter, each in parameters.items() if parameter not in ("self", "rngs")}
 
 
 def num_weights(params: Any) -> int:

@@ -104,7 +104,7 @@ class UNet(nnx.Module):
         Args:
             x: images, shape (..., height, width, channels).
             t: times, shape (...).
-            label: integers in [0, num_classes], shape (...).
+            label: integers in [0, num_classes], shape (...); any other integer gives NaN.
             key: turns dropout on (training).
 
         Returns:
@@ -116,7 +116,9 @@ class UNet(nnx.Module):
         check_last_axes("x", x.shape, self.image_shape)
         num_blocks = len(self.down) + len(self.up) + 2
         keys = iter([None] * num_blocks if key is None else jax.random.split(key, num_blocks))
-        e = nnx.silu(self.fuse(nnx.silu(self.noise_embedding(t) + self.class_embedding(label))))
+        e = nnx.silu(
+            self.fuse(nnx.silu(self.noise_embedding(t) + self.class_embedding(_within(label, self.num_classes))))
+        )
         h = self.stem(self._with_pixel_features(x, e))
 
         skips = [h]
@@ -139,3 +141,9 @@ class UNet(nnx.Module):
         angles = jnp.concatenate([x * (2.0 * math.pi / wavelength) for wavelength in self.wavelengths], axis=-1)
         waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
         return jnp.concatenate([x, waves * nnx.sigmoid(self.gate(e))[..., None, None, :]], axis=-1)
+
+
+def _within(label: jax.Array, num_classes: int) -> jax.Array:
+    """The label; one outside [0, num_classes] past the end, where an embedding is NaN: negative ones would wrap."""
+    label = jnp.asarray(label)
+    return jnp.where((label < 0) | (label > num_classes), num_classes + 1, label)

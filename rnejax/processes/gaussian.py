@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import check_number
 from ..kernels import Array, FullSpace, Gaussian, Subspace
 
 PREDICTIONS = ("score", "x0", "epsilon", "v", "velocity", "energy")
@@ -184,9 +185,15 @@ class GaussianProcess:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        if not (self.data_std > 0 and np.isfinite(self.data_std)):
-            raise ValueError(f"data_std must be positive and finite, got {self.data_std} for {name}")
+        check_number("data_std", self.data_std, positive=True)
+        missing = [method for method in ("project", "dimension") if not callable(getattr(self.subspace, method, None))]
+        if missing:
+            raise ValueError(
+                f"subspace must be FullSpace(), CentreOfMassFree() or LinearSubspace(basis), got {self.subspace!r}"
+            )
         low, high = self.domain
+        for time_name, time in zip(self.time_names, (self.t_min, self.t_max), strict=True):
+            check_number(time_name, time)
         if not (low <= self.t_min < self.t_max <= high and np.isfinite(self.t_max)):
             first, last = self.time_names
             raise ValueError(
@@ -218,6 +225,10 @@ class GaussianProcess:
     def arguments(self) -> dict[str, Any]:
         """What the constructor has to be given to make this process again."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def snap(self, times: np.ndarray) -> np.ndarray:
+        """The nearest grid of times at which the process is known; here, all times are."""
+        return times
 
     # -- what everything else uses -----------------------------------------------------------------------------------
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 
+from ..checks import check_count, check_number, is_traced
 from .gaussian import GaussianProcess, check_process
 
 KINDS = ("uniform", "quadratic", "edm", "log_snr")
@@ -36,16 +36,17 @@ def time_grid(
       rho: the exponent of ``edm``.
 
     Raises:
-      ValueError: for an unknown kind, a number of steps that is not an integer of at least 1, or a range that is not
-        inside the process's.
+      ValueError: for an unknown kind, a number of steps that is not an integer of at least 1, a range that is not
+        inside the process's, or more steps than a process that knows certain times only (a table of betas) has.
     """
     check_process(process)
     kind = process.default_grid if kind is None else kind
     if kind not in KINDS:
         raise ValueError(f"unknown grid {kind!r}; choose one of {', '.join(KINDS)}")
     num_steps = check_count("num_steps", num_steps)
-    low = process.t_min if t_min is None else float(t_min)
-    high = process.t_max if t_max is None else float(t_max)
+    rho = check_number("rho", rho, positive=True)
+    low = process.t_min if t_min is None else check_number("t_min", t_min)
+    high = process.t_max if t_max is None else check_number("t_max", t_max)
     validate_times(process, [low, high])  # before roots and logarithms of them
     u = np.linspace(0.0, 1.0, num_steps + 1)
     if kind == "uniform":
@@ -66,18 +67,7 @@ def time_grid(
             wanted = log_ratio_low + u * (log_ratio_high - log_ratio_low)
         times = _invert(process, wanted, low, high)
     times[0], times[-1] = low, high
-    return validate_times(process, times)
-
-
-def check_count(name: str, number: Any) -> int:
-    """The number, if it is an integer of at least 1; else ValueError, by its name."""
-    try:
-        count = operator.index(number)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer, got {number!r}") from None
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}")
-    return count
+    return validate_times(process, process.snap(times))
 
 
 def validate_times(process: GaussianProcess, times: Any) -> np.ndarray:
@@ -86,7 +76,15 @@ def validate_times(process: GaussianProcess, times: Any) -> np.ndarray:
     Raises:
       ValueError: unless they are a finite, strictly increasing vector of two or more times in the process's domain.
     """
-    times = np.asarray(times, np.float64)
+    if is_traced(times):
+        raise ValueError(
+            "times must be known when the program is traced, because every coefficient is computed from them on the "
+            "host in float64: make the grid outside jax.jit and let the compiled function close over it"
+        )
+    try:
+        times = np.asarray(times, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"times must be a vector of numbers, got {times!r}; see rnejax.time_grid") from None
     if times.ndim != 1 or times.size < 2:
         raise ValueError(f"times must be a vector of two or more times, got shape {times.shape}; see rnejax.time_grid")
     if not np.isfinite(times).all():

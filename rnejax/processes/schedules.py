@@ -154,9 +154,10 @@ class VarianceExploding(GaussianProcess):
 class DiscreteVariancePreserving(GaussianProcess):
     """A DDPM trained on a table of betas: alpha_t^2 = prod_{i <= t} (1 - beta_i) for t = 1, ..., n.
 
-    Time is the step number, so t = 0 is clean data and ``range(1, n + 1)`` reproduces the table; in between log
-    alpha is linear, which leaves every kernel exact. The network of step t is usually called with the index t - 1:
-    build the model with ``noise_level="index"``. Ho, Jain and Abbeel 2020.
+    Time is the step number, so t = 0 is clean data and ``range(1, n + 1)`` reproduces the table. ``time_grid`` gives
+    step numbers only, since a network that was trained on the table knows no others; in between log alpha is linear,
+    which leaves every kernel exact. The network of step t is usually called with the index t - 1: build the model with
+    ``noise_level="index"``. Ho, Jain and Abbeel 2020.
 
     Raises:
       ValueError: if the betas are not all in (0, 1).
@@ -176,6 +177,23 @@ class DiscreteVariancePreserving(GaussianProcess):
         return (0.0, float(len(self.betas)))
 
     default_grid = "uniform"
+
+    def snap(self, times: np.ndarray) -> np.ndarray:
+        """The nearest strictly increasing step numbers.
+
+        Raises:
+          ValueError: where the range has fewer steps than the grid.
+        """
+        first, last = np.ceil(times[0]), np.floor(times[-1])
+        if last - first < len(times) - 1:
+            raise ValueError(
+                f"a grid of {len(times) - 1} steps does not fit between the step numbers {first:g} and {last:g} of the "
+                f"table: take at most {max(int(last - first), 0)} steps, or give times of your own"
+            )
+        # Steps that fall on one number are pushed apart, upwards first, then down from the end.
+        apart = np.arange(len(times))
+        steps = np.maximum.accumulate(np.clip(np.round(times), first, last) - apart) + apart
+        return np.minimum(steps, last - apart[::-1])
 
     def _table(self) -> np.ndarray:
         return np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-np.asarray(self.betas)))])

@@ -30,7 +30,11 @@ from ..config import (
 
 
 def apply_device(device: Device) -> None:
-    """Settings that JAX reads when it first touches a device; call before anything else does."""
+    """Settings that JAX reads when it first touches a device; call before anything else does.
+
+    Raises:
+      ConfigError: where the machine has no device of the kind.
+    """
     if device.memory_fraction is not None:
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(device.memory_fraction)
     if device.platform is not None:
@@ -40,6 +44,14 @@ def apply_device(device: Device) -> None:
     if device.matmul_precision is not None:
         jax.config.update("jax_default_matmul_precision", device.matmul_precision)
     jax.config.update("jax_enable_x64", device.float64)
+    if device.platform is not None:
+        try:
+            jax.devices()
+        except RuntimeError as error:
+            raise ConfigError(
+                f"device.platform = {device.platform}, but JAX finds no such device here ({error}); leave it out to "
+                "use what there is"
+            ) from error
 
 
 def load_model(config: ModelRun) -> rj.DiffusionModel:
@@ -145,7 +157,7 @@ def build_reward(reward: ClassReward | InkReward | FunctionReward) -> tuple[Call
         raise ConfigError(
             f"function = {reward.function} cannot be imported ({error}); it must be package.module:name"
         ) from error
-    return (HostReward(reward.function, function) if reward.host else function), reward.host
+    return function, reward.host
 
 
 def check_rewards(rewards: Sequence[Any], shape: tuple[int, ...]) -> None:
@@ -168,38 +180,6 @@ def check_rewards(rewards: Sequence[Any], shape: tuple[int, ...]) -> None:
             ) from error
         if getattr(out, "shape", None) != ():
             raise ConfigError(f"function = {name} must return one number for one state, got {out}")
-
-
-class RewardError(RuntimeError):
-    """A reward of the user's own that raised."""
-
-
-class HostReward:
-    """A numpy function of a batch, whose errors survive being called back from compiled code.
-
-    An exception in a callback ends as a runtime error of the device, with a traceback for each step. So the first one
-    is kept, and NaN returned, which stops the run where it stands; whoever ran it then calls :meth:`raise_failure`.
-    """
-
-    def __init__(self, name: str, function: Callable[[Any], Any]):
-        self.name, self.function = name, function
-        self.failure: Exception | None = None
-
-    def __call__(self, x: Any) -> np.ndarray:
-        try:
-            values = np.asarray(self.function(x), np.float64)
-            if values.shape != (len(x),):
-                raise ValueError(f"one number per example was expected, shape ({len(x)},), but it gave {values.shape}")
-        except Exception as error:  # whatever the user's function may raise
-            self.failure = self.failure or error
-            return np.full(len(x), np.nan)
-        return values
-
-    def raise_failure(self) -> None:
-        """Raises RewardError if a call has failed."""
-        if self.failure is not None:
-            what = f"{type(self.failure).__name__}: {self.failure}"
-            raise RewardError(f"the reward {self.name} failed on a batch of states: {what}") from self.failure
 
 
 def class_log_probability(log_probabilities: Callable[[Any], Any], label: int, x: Any) -> Any:

@@ -13,8 +13,8 @@ import rnejax as rj
 
 from .. import plot
 from ..config import ClassReward, Product, SteerRun, Tilt
+from ..control.rewards import HostGuard
 from .build import (
-    HostReward,
     build_reward,
     build_target,
     check_classes,
@@ -33,8 +33,8 @@ def run(config: SteerRun, open_folder: OpenFolder) -> None:
     model = load_model(config)
     times = make_times(config, model)
     check_classes(config.model, *conditions(config.target))
-    target = build_target(model, config.target)
     check_rewards(tilts(config.target), model.shape)
+    target = build_target(model, config.target)
     judge = None if config.judge is None else load_classifier(config.judge)
     require_pictures()
     folder = open_folder()
@@ -47,7 +47,7 @@ def run(config: SteerRun, open_folder: OpenFolder) -> None:
     }
 
     with folder.timed():
-        result = steer(key, target, times, ess_threshold=config.ess_threshold, save=("ancestors",), **settings)
+        result = rj.steer(key, target, times, ess_threshold=config.ess_threshold, save=("ancestors",), **settings)
     x, log_weights = pool(result, model.shape)
     info = {name: getattr(result.info, name) for name in ("time", "ess", "resampled", "unique_ancestors")}
     arrays = {"x": result.particles, "log_weights": result.log_weights, "log_normalizer": result.log_normalizer, **info}
@@ -62,24 +62,13 @@ def run(config: SteerRun, open_folder: OpenFolder) -> None:
 
     if config.compare_uncorrected:
         with folder.timed("seconds_uncorrected"):
-            plain = steer(key_uncorrected, target, times, ess_threshold=0.0, **settings)
+            plain = rj.steer(key_uncorrected, target, times, ess_threshold=0.0, **settings)
         x_plain, _ = pool(plain, model.shape)
         folder.arrays("uncorrected.npz", x=plain.particles)
         record_quality(folder, config, judge, x_plain, np.zeros(len(x_plain)), "_uncorrected")
         if plot.is_image(model.shape):
             sheets = {"uncorrected": spread(x_plain, 64), "corrected": spread(equal, 64)}
             folder.picture("comparison.png", plot.compare_sheets(sheets))
-
-
-def steer(key: Any, target: Any, times: np.ndarray, **settings: Any) -> Any:
-    """``rnejax.steer``; raises RewardError where a host reward is what stopped it."""
-    try:
-        return rj.steer(key, target, times, **settings)
-    except FloatingPointError:
-        for reward in getattr(target, "rewards", ()):
-            if isinstance(reward.fn, HostReward):
-                reward.fn.raise_failure()
-        raise
 
 
 def conditions(target: Any) -> list[int | None]:
@@ -130,9 +119,12 @@ def record_quality(
     metrics: dict[str, Any] = {"diversity": diversity(x, shares)}
     for reward in tilts(config.target):
         function, host = build_reward(reward)
-        values = np.asarray(function(x) if host else jax.lax.map(function, x, batch_size=64))
-        if isinstance(function, HostReward):
-            function.raise_failure()
+        if host:
+            guard = HostGuard(function)
+            values = guard(x)
+            guard.raise_failure()
+        else:
+            values = np.asarray(jax.lax.map(function, x, batch_size=64))
         # A particle without weight may have a reward of -inf, which the mean must not see as 0 * inf.
         metrics[f"reward_{reward.kind}"] = float(shares[shares > 0] @ values[shares > 0])
     if judge is not None:

@@ -51,6 +51,7 @@ class SMCInfo(NamedTuple):
     Attributes:
         ess: (steps,) effective sample size after each step's weighing.
         resampled: (steps,) whether each step began with a resampling.
+        num_resamplings: () how many there were, a final one included.
         log_normalizer_increments: (steps,) what each step added to log Z, nats. Their sum and the log-mean of the
             initial weights make ``log_normalizer``.
         unique_ancestors: (steps,) how many of the initial particles have descendants during each step.
@@ -63,6 +64,7 @@ class SMCInfo(NamedTuple):
 
     ess: Array
     resampled: Array
+    num_resamplings: Array
     log_normalizer_increments: Array
     unique_ancestors: Array
     aux: Any
@@ -134,11 +136,6 @@ def require_same_layout(before: Any, after: Any) -> None:
                 f"problem.step must keep the shapes and dtypes of particles: particles{jax.tree_util.keystr(path)} "
                 f"went from {old.dtype}{list(old.shape)} to {new.dtype}{list(new.shape)}"
             )
-
-
-def require_key(key: Any) -> None:
-    if not (isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
-        raise TypeError(f"key must be a single typed key, such as jax.random.key(0); got {key!r}")
 
 
 def require_pytree(problem: Any) -> None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rnejax.checks import check_count, check_key
 from rnejax.smc.resampling import resampler
 from rnejax.smc.weights import log_mean_exp, normalize, relative_error_of_mean
 
@@ -24,7 +25,7 @@ class WeightedParticles(Protocol):
 
     ``particles``: pytree with leading axes (num_particles,) or (num_groups, num_particles); ``log_weights``: the
     array of those axes; ``log_normalizer``: () or (num_groups,), so that ``exp(log_normalizer + log_weights)`` are
-    unnormalised weights; ``info``: has ``eve`` (shape of ``log_weights``) and ``resampled`` (last axis: steps).
+    unnormalised weights; ``info``: has ``eve`` (shape of ``log_weights``) and ``num_resamplings``.
     """
 
     @property
@@ -44,14 +45,14 @@ def log_normalizer_with_error(result: WeightedParticles) -> tuple[Array, Array]:
     divided by the mean (delta method), sd(Z_g) / (sqrt(G) mean(Z_g)).
 
     Without groups and without a single resampling this is plain importance sampling, and the error is the
-    same expression over the N particles' weights. With resampling one run does not know its own error: it is NaN;
-    ask for groups (``num_groups``). One group or one particle has no standard error either (NaN).
+    same expression over the N particles' weights. With resampling, a final one included, one run does not know its own
+    error: it is NaN; ask for groups (``num_groups``). One group or one particle has no standard error either (NaN).
     """
     log_normalizer = result.log_normalizer
     if log_normalizer.ndim == 1:
         return log_mean_exp(log_normalizer), relative_error_of_mean(log_normalizer)
     error = relative_error_of_mean(result.log_weights)
-    return log_normalizer, jnp.where(jnp.any(result.info.resampled), jnp.nan, error)
+    return log_normalizer, jnp.where(result.info.num_resamplings > 0, jnp.nan, error)
 
 
 def weighted_mean(f: Callable[[Any], Any], result: WeightedParticles) -> tuple[Any, Any]:
@@ -89,7 +90,7 @@ def weighted_mean(f: Callable[[Any], Any], result: WeightedParticles) -> tuple[A
         num_parts = weights.shape[0]
         num_families = jnp.zeros(num_parts, bool).at[parts].set(True).sum()
         ratio = num_parts / (num_parts - 1) if num_parts > 1 else jnp.nan
-        exponent = (jnp.sum(result.info.resampled) + 1).astype(weights.dtype)
+        exponent = (result.info.num_resamplings + 1).astype(weights.dtype)
         correction = jnp.where(num_families > 1, jnp.asarray(ratio, weights.dtype) ** exponent, jnp.nan)
     weights = weights.ravel()
 
@@ -118,9 +119,8 @@ def resample(
     :class:`rnejax.smc.Resampling`. ValueError for a scheme that does not exist or a ``num_samples`` below one.
     """
     weights = _pooled_weights(result)
-    num_samples = weights.size if num_samples is None else num_samples
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    check_key(key)
+    num_samples = weights.size if num_samples is None else check_count("num_samples", num_samples)
     key_draw, key_order = jax.random.split(key)
     chosen = resampler(scheme)(key_draw, weights.ravel(), num_samples)
     chosen = jax.random.permutation(key_order, chosen)

@@ -106,6 +106,6 @@ def raise_on_fault(
     which = "" if np.ndim(fault.code) == 0 else f" in group {group} ({faulty.size} of {code.size} groups are affected)"
     raise SMCError(
         f"the log-weights of {number[group]} of {num_particles} particles{which} {_WHAT_HAPPENED[kind]} {where}; "
-        f"{_WHERE_TO_LOOK[kind]}. The run is in this error's .result; check=False returns it instead of raising.",
+        f"{_WHERE_TO_LOOK[kind]}. The run is in this error's .result.",
         result,
     )

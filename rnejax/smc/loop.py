@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from rnejax.checks import check_count, check_key, is_traced
 from rnejax.smc.contract import (
     SAVEABLE,
     FeynmanKac,
@@ -30,7 +31,6 @@ from rnejax.smc.contract import (
     SMCResult,
     count_steps,
     log_weight_array,
-    require_key,
     require_leading_axis,
     require_pytree,
     require_same_layout,
@@ -85,13 +85,13 @@ def run(
         KeyboardInterrupt: says how many steps were finished.
     """
     plan = _Plan(num_particles, num_groups, Resampling() if resampling is None else resampling, saved_names(save))
-    require_key(key)
+    check_key(key)
     require_pytree(problem)
     steps = jax.tree.map(jnp.asarray, steps)
     num_steps = count_steps(steps)
 
     state = _start(key, problem, plan=plan)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, steps, problem)))
+    traced = is_traced(state, steps, problem)
     with_bar = not traced and (sys.stderr.isatty() if progress is None else progress)
     length = piece_length(num_steps) if with_bar else num_steps
     histories = []
@@ -128,10 +128,9 @@ class _Plan:
     save: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {self.num_particles}")
-        if self.num_groups is not None and self.num_groups < 1:
-            raise ValueError(f"num_groups must be at least 1, or None for a single run; got {self.num_groups}")
+        check_count("num_particles", self.num_particles)
+        if self.num_groups is not None:
+            check_count("num_groups", self.num_groups)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -307,6 +306,7 @@ def _finish(state: _State, history: _History, key: Array, problem: FeynmanKac, *
         everyone = replace(plan, resampling=Resampling(scheme=plan.resampling.scheme))
         state, _, _ = _resample(state.fault.code == FaultCode.NONE, _final_key(key), state, everyone)
     per_step = {name: jnp.swapaxes(value, 0, 1) for name, value in history._asdict().items() if name in _SCALARS}
+    per_step["num_resamplings"] = jnp.sum(history.resampled, axis=0, dtype=jnp.int32) + plan.resampling.final
     saved = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), history.saved)
     in_groups = partial(jax.tree.map, lambda leaf: _grouped(leaf, plan))
     particles, raw = in_groups(problem.position(state.particles)), in_groups(state.particles)

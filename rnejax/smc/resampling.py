@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from rnejax.checks import check_count, check_number
 from rnejax.smc.weights import log_mean_exp, normalize
 
 __all__ = [
@@ -68,13 +69,13 @@ class Resampling:
 
     def __post_init__(self) -> None:
         resampler(self.scheme)
-        if math.isnan(self.ess_threshold) or self.ess_threshold < 0:
+        if self.ess_threshold != math.inf and check_number("ess_threshold", self.ess_threshold) < 0:
             raise ValueError(
                 f"ess_threshold is a fraction of the number of particles, 0 (never) or more (above 1: always); "
                 f"got {self.ess_threshold}"
             )
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every counts steps between resamplings and must be at least 1, got {self.every}")
+        if self.every is not None:
+            check_count("every, which counts steps between resamplings,", self.every)
         if self.window is not None:
             window = tuple(self.window)
             if len(window) != 2 or not 0 <= window[0] < window[1]:
@@ -82,7 +83,7 @@ class Resampling:
                     f"window must be a pair of step numbers (first, end) with 0 <= first < end, got {self.window}"
                 )
             object.__setattr__(self, "window", window)  # a list would not be hashable
-        if self.partial is not None and not 0 < self.partial <= 1:
+        if self.partial is not None and not 0 < check_number("partial", self.partial) <= 1:
             raise ValueError(f"partial is the fraction of particles that take part, in (0, 1]; got {self.partial}")
 
     @property

@@ -1,7 +1,7 @@
 """What cannot be exact is refused: combinations under which the exact scheme would silently lose its guarantee."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,35 @@ def test_tempering_by_one_changes_nothing():
 def test_a_proposal_with_another_auxiliary_kernel_is_refused_for_an_exact_tilt(proposal):
     with pytest.raises(ValueError, match="needs the noising kernel"):
         rj.steer(jax.random.key(0), rj.tilt(MODEL, reward), TIMES, 4, proposal=proposal)
+
+
+@dataclass(frozen=True)
+class Mine:
+    """Everything that a proposal must have."""
+
+    def needs_auxiliary(self, total_exponents):
+        return rj.control.Drift().needs_auxiliary(total_exponents)
+
+    def reverse(self, *arguments):
+        return rj.control.Drift().reverse(*arguments)
+
+    def forward(self, *arguments):
+        return rj.control.Drift().forward(*arguments)
+
+
+@dataclass(frozen=True)
+class MineFollowsNoising(Mine):
+    follows_noising: bool = True
+
+
+def test_a_proposal_of_the_users_own_has_to_say_that_it_suits_an_exact_tilt():
+    target = rj.tilt(MODEL, reward)
+    with pytest.raises(ValueError, match="say so by an attribute follows_noising = True"):
+        rj.steer(jax.random.key(0), target, TIMES, 4, proposal=Mine())
+    rj.steer(jax.random.key(0), rj.tilt(MODEL, reward, exact=False), TIMES, 4, proposal=Mine(), warn=False)
+    own = rj.steer(jax.random.key(0), target, TIMES, 4, proposal=MineFollowsNoising(), warn=False)
+    ours = rj.steer(jax.random.key(0), target, TIMES, 4, warn=False)
+    assert own.log_normalizer == ours.log_normalizer
 
 
 def test_feynman_kac_refuses_exponents_that_change():

@@ -47,14 +47,12 @@ class TestProposals:
         assert abs(z_of_normalizer(result, truth)) < 4
 
     def test_feynman_kac_correctors_converge_with_the_steps(self):
-        truth = FIRST.noised(VP.level(TIMES[0])).log_normalizer(2)
-        target = rj.temper(FIRST.model(VP), 2.0)
-        errors = []
-        for num_steps in (25, 400):
-            times = rj.time_grid(VP, num_steps)
-            result = rj.steer(KEY, target, times, 512, proposal="feynman_kac", num_groups=16, **QUIET)
-            errors.append(float(log_mean_exp(result.log_normalizer)) - truth)
-        assert abs(errors[1]) < 4 * float(result.standard_error) + abs(errors[0]) / 8  # first order in the step: 1/16
+        beta, times = 1.3, rj.time_grid(VP, 400)
+        truth = (1 - beta) * np.log(2 * np.pi * variance_at_end(VP, times)) - np.log(beta)  # two dimensions
+        target = rj.temper(gaussian(), beta)
+        result = rj.steer(KEY, target, times, 256, proposal="feynman_kac", num_groups=16, **QUIET)
+        assert float(result.standard_error) < 0.05
+        assert abs(float(log_mean_exp(result.log_normalizer)) - truth) < 0.2  # four of these; what is left of the steps
 
     def test_scheduled_exponent_reaches_the_same_normalizer(self):
         target = rj.temper(gaussian(), lambda t: 2.0 - (t - TIMES[0]))

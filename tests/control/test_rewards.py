@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import PROCESSES
 from scipy.stats import norm
 from steering_problems import z_of_normalizer
 
@@ -136,8 +137,8 @@ def test_weights_of_a_reward_are_data():
 
     normalizers = []
     for slope in (0.0, 1.0):
-        before = len(traces)
         target = rj.tilt(MODEL, jax.tree_util.Partial(reward, jnp.full(2, slope)), gradient=False)
+        before = len(traces)
         normalizers.append(rj.steer(KEY, target, TIMES, 16, num_groups=2, **QUIET).log_normalizer)
     assert len(traces) == before
     assert not np.allclose(*normalizers, atol=1e-3)
@@ -171,3 +172,57 @@ def test_a_reward_at_full_strength_from_the_start_counts_once():
     target = rj.tilt(MODEL, lambda x: slope @ x, schedule=lambda t: 1.0)
     result = rj.steer(KEY, target, TIMES, 64, num_groups=64, **QUIET)
     assert abs(z_of_normalizer(result, 0.5 * float(slope @ slope))) < 4
+
+
+# -- what a reward on the host may do wrong ----------------------------------------------------------------------------
+
+
+def divides_by_zero(x):
+    raise ZeroDivisionError("no ink")
+
+
+def two_numbers_each(x):
+    return np.zeros((len(x), 2))
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [
+        (divides_by_zero, "test_rewards:divides_by_zero failed on a batch of states: ZeroDivisionError: no ink"),
+        (two_numbers_each, r"one number per example: expected shape \(4,\), got \(4, 2\)"),
+    ],
+)
+def test_what_a_host_reward_does_wrong_is_told_in_its_own_words(reward, words):
+    target = rj.tilt(MODEL, reward, host=True)
+    for _ in range(2):  # compiled, and from the cache
+        with pytest.raises(rj.control.RewardError, match=words):
+            rj.steer(jax.random.key(0), target, TIMES, 4, **QUIET)
+    # What was told is not told again of a run that went well.
+    rj.steer(jax.random.key(0), rj.tilt(MODEL, lambda x: x[:, 0], host=True), TIMES, 4, **QUIET)
+
+
+def test_in_the_users_own_jit_a_host_reward_that_raises_is_not_silent():
+    def run(key):
+        return rj.steer(key, rj.tilt(MODEL, divides_by_zero, host=True), TIMES, 4, **QUIET).log_normalizer
+
+    with pytest.raises(Exception, match="no ink"):
+        jax.block_until_ready(jax.jit(run)(jax.random.key(0)))
+
+
+# -- the default strength ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+def test_the_default_strength_leaves_nothing_of_a_quadratic_reward_at_the_largest_time(process):
+    # E|x_t|^2 / E|x_0|^2 = V_t / data_std^2 is what the reward of a noisy state grows by. What its strength leaves of
+    # it is at most the share of the signal; 2 % for what is noise already at t_min.
+    times = rj.time_grid(process, 20)
+    level = process.level(times)
+    variance = np.asarray(level.reference_variance) / process.data_std**2
+    signal = np.asarray(level.alpha) ** 2 / variance
+    model = rj.DiffusionModel(process, lambda x, t: 0 * x, "x0", shape=(2,))
+    for at, size in (("x", variance), ("x0", 1.0)):
+        strength = rj.tilt(model, lambda x: -jnp.sum(x**2), at=at).strengths_at(times)[:, 0]
+        assert strength[0] == 1
+        assert np.all(np.diff(strength) < 0)
+        assert np.all(strength * size <= 1.02 * signal)

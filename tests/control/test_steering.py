@@ -107,3 +107,30 @@ class TestClosedForms:
         truth = mixture.noised(VP.level(times[0])).log_normalizer(2)
         # The kernels are Gaussians and the true ones are not: 12 steps leave a bias of a few hundredths.
         assert abs(float(log_mean_exp(result.log_normalizer)) - truth) < 4 * float(result.standard_error) + 0.05
+
+
+class TestEulerKernels:
+    """Euler-Maruyama kernels approximate the reversal to first order; their own density estimator makes up for it."""
+
+    MIXTURE = GaussianMixture([[0.8, 0.0], [-0.8, 0.4]], 0.4, weights=[1, 2])
+    PROCESS = rj.processes.VariancePreserving()
+    TIMES = rj.time_grid(PROCESS, 50)
+    MODEL = MIXTURE.model(PROCESS, covariance="euler")
+
+    def test_a_power_and_the_densities_beside_it_are_those_of_the_paper_s_estimator(self):
+        result = rj.steer(KEY, rj.temper(self.MODEL, 2.0), self.TIMES, 512, num_groups=8, **QUIET)
+        noised = self.MIXTURE.noised(self.PROCESS.level(self.TIMES[0]))
+        # With the increment of exact kernels the error at 50 steps is +18; with that of Euler-Maruyama kernels, -0.04.
+        estimate, _ = rj.smc.log_normalizer_with_error(result)
+        assert abs(float(estimate) - noised.log_normalizer(2)) < 0.2
+        error = result.log_densities[..., 0] - jax.vmap(jax.vmap(noised.log_prob))(result.particles)
+        assert abs(float(error.mean())) < 0.5
+
+    def test_the_law_that_such_a_chain_generates_is_tilted_exactly(self):
+        plain = rj.steer(KEY, self.MODEL, self.TIMES, 64, **QUIET)
+        np.testing.assert_allclose(plain.log_weights, 0, atol=1e-4)
+        target = rj.tilt(self.MODEL, lambda x: x[0], gradient=False)
+        result = rj.steer(KEY, target, self.TIMES, 64, ess_threshold=0.0, **QUIET)
+        # Moved by the model's own kernels, a particle's weight is exp(r) of where it ends, whatever these kernels are.
+        rewards = result.particles[:, 0]
+        np.testing.assert_allclose(result.log_weights + result.log_normalizer, rewards, atol=1e-3)

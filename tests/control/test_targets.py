@@ -53,11 +53,13 @@ class TestComposition:
 
     def test_default_reward_schedule_is_the_share_of_signal_and_one_at_the_end(self):
         process = rj.processes.VariancePreserving(data_std=0.5)
-        strengths = rj.tilt(gaussian(process=process), reward).strengths_at(TIMES)[:, 0]
         alpha, sigma = process.alpha(TIMES), process.sigma(TIMES)
-        share = alpha**2 / (alpha**2 * 0.25 + sigma**2)
-        np.testing.assert_allclose(strengths, share / share[0])
-        assert strengths[0] == 1
+        variance = alpha**2 * 0.25 + sigma**2
+        for at, size in (("x0", 1.0), ("x", np.minimum(1, 0.25 / variance))):
+            strengths = rj.tilt(gaussian(process=process), reward, at=at).strengths_at(TIMES)[:, 0]
+            expected = alpha**2 / variance * size
+            np.testing.assert_allclose(strengths, expected / expected[0])
+            assert strengths[0] == 1
 
 
 class TestRefusals:

@@ -15,7 +15,7 @@ KEY = jax.random.key(7)
 
 class Info(NamedTuple):
     eve: Any
-    resampled: Any
+    num_resamplings: Any
 
 
 class Result(NamedTuple):
@@ -30,8 +30,7 @@ class Result(NamedTuple):
 def weighted(weights, particles, eve=None, resamplings=0, log_normalizer=0.0):
     weights = jnp.asarray(weights, float)
     eve = jnp.broadcast_to(jnp.arange(weights.shape[-1]), weights.shape) if eve is None else jnp.asarray(eve)
-    resampled = jnp.arange(4) < resamplings
-    return Result(particles, jnp.log(weights), jnp.asarray(log_normalizer), Info(eve, resampled))
+    return Result(particles, jnp.log(weights), jnp.asarray(log_normalizer), Info(eve, jnp.int32(resamplings)))
 
 
 def test_weighted_mean_of_a_pytree_of_functions():
@@ -106,6 +105,24 @@ def test_error_of_log_z_without_groups_needs_independent_particles():
     np.testing.assert_allclose(error, weights.std(ddof=1) / np.sqrt(3) / 3, rtol=1e-6)
     _, error = smc.log_normalizer_with_error(weighted(weights, jnp.zeros(3), resamplings=1))
     assert jnp.isnan(error)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_final_resampling_is_one(final):
+    # Weights that are resampled only at the end come out equal, and know nothing of their spread any more.
+    result = smc.run(
+        KEY,
+        state_space(),
+        jnp.asarray(OBSERVATIONS[:3]),
+        num_particles=64,
+        resampling=smc.Resampling(ess_threshold=0.0, final=final),
+    )
+    assert result.info.num_resamplings == final
+    _, error = smc.log_normalizer_with_error(result)
+    assert bool(jnp.isnan(error)) == final
+    plain = weighted(jnp.exp(result.log_weights), result.particles, result.info.eve, int(final))
+    expected = smc.weighted_mean(lambda x: x, plain)[1]
+    np.testing.assert_allclose(smc.weighted_mean(lambda x: x, result)[1], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("scheme", "at_most"), [("multinomial", 1.25), ("systematic", 3.0)])

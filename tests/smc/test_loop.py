@@ -1,5 +1,7 @@
 """The loop over time: exact answers on problems with memory, bookkeeping, groups."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,6 +210,48 @@ def test_groups_are_independent_of_each_other():
         assert np.array_equal(first.info.resampled[group], second.info.resampled[group]) == same
         assert np.array_equal(first.info.saved["ancestors"][group], second.info.saved["ancestors"][group]) == same
         assert np.array_equal(first.log_normalizer[group], second.log_normalizer[group]) == same
+        # Whoever is not due keeps its particles while another group resamples.
+        idle = ~np.asarray(second.info.resampled[group])
+        assert np.all(np.asarray(second.info.saved["ancestors"][group])[idle] == np.arange(16))
+    assert second.info.resampled[0].any()
+    assert not second.info.resampled[1].any()
+
+
+def test_a_degenerate_start_is_resampled_before_the_first_step():
+    start = jnp.log(jnp.array([1.0, 0.01, 0.01, 0.01]))  # ESS 1.06 of 4
+    result = smc.run(KEY, Prescribed(start), jnp.zeros((2, 4)), num_particles=4)
+    assert result.info.resampled.tolist() == [True, False]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Coin:
+    """Two particles with weights 3/4 and 1/4 at every step, and the coin that the step's own key would toss."""
+
+    log_weights: jax.Array
+
+    def init(self, key, num_particles):
+        return jnp.zeros(num_particles), jnp.zeros(num_particles)
+
+    def step(self, key, particles, step):
+        coin = jax.random.uniform(jax.random.split(key, 2)[0]) >= 0.5
+        return particles, jnp.tile(self.log_weights, len(particles) // 2), coin
+
+    def position(self, particles):
+        return particles
+
+
+def test_resampling_and_moving_draw_from_different_keys():
+    # The second of two systematic ancestors is particle 1 if and only if the uniform that was drawn is at least 1/2.
+    # With one key for both, the step's coin would be that uniform: 256 matches; otherwise 128 +- 8.
+    problem = Coin(jnp.log(jnp.array([1.5, 0.5])))
+    result = smc.run(
+        KEY, problem, jnp.zeros(257), num_particles=2, num_groups=2, resampling=ALWAYS, save=("ancestors",)
+    )
+    drawn = np.asarray(result.info.saved["ancestors"])[0, 1:, 1] == 1
+    assert 0 < drawn.sum() < 256
+    matches = (drawn == np.asarray(result.info.aux)[1:]).sum()
+    assert abs(matches - 128) < 4 * 8
 
 
 def test_groups_with_the_same_weights_draw_different_ancestors():

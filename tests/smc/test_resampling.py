@@ -112,7 +112,7 @@ def test_partial_resampling_leaves_the_middle_alone():
         ({"scheme": "sistematic"}, "multinomial, stratified, systematic, residual; got 'sistematic'"),
         ({"ess_threshold": -0.1}, "ess_threshold .* got -0.1"),
         ({"ess_threshold": float("nan")}, "ess_threshold .* got nan"),
-        ({"every": 0}, "every .* got 0"),
+        ({"every": 0}, "every.* got 0"),
         ({"window": (3, 3)}, r"window .* got \(3, 3\)"),
         ({"partial": 0.0}, r"partial .* got 0.0"),
         ({"partial": 1.5}, r"partial .* got 1.5"),
@@ -142,3 +142,8 @@ def test_resampling_happens_at_the_start_of_the_steps_that_were_asked_for(settin
         resampling=smc.Resampling(**settings_),
     )
     assert np.flatnonzero(result.info.resampled).tolist() == steps
+
+
+def test_equal_weights_are_not_below_a_threshold_of_one():
+    due = smc.Resampling(ess_threshold=1.0).is_due(jnp.int32(1), jnp.asarray([4.0, 3.9]), 4)
+    assert due.tolist() == [False, True]
