@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .checks import check_count, check_key
 from .covariance import Analytic
 from .density import check_points, check_times, generate
 from .kernels import Array
 from .model import DiffusionModel
+from .processes import NoiseLevel
 
 
 def calibrate(
@@ -45,35 +48,51 @@ def calibrate(
     times = check_times(model, times)
     num_samples, repeats = check_count("num_samples", num_samples), check_count("repeats", repeats)
     key_pilot, key_noise = jax.random.split(key)
-    if data is None:
-        pilot = model.with_covariance("reference") if model.covariance.euler else model
-        data = generate(key_pilot, pilot, times, num_samples).x
-    data = check_points(model, data)
-    x0 = jax.vmap(model.transform.to_model)(data)
-    x0 = jnp.repeat(x0, repeats, axis=0)
+    x0 = jnp.repeat(clean_states(key_pilot, model, times, data, num_samples), repeats, axis=0)
     process = model.process
     dimension = process.subspace.dimension(model.shape)
-    levels = process.level(times)
 
     @jax.jit
     def ratio(model: DiffusionModel, x0: Array, key: Array, level: Any) -> Array:
-        noise = jax.random.normal(key, x0.shape, x0.dtype)
-        x = level.alpha * x0 + level.sigma * jax.vmap(process.subspace.project)(noise)
-        # x_0 - D, from the residual of the reference and the excess over it
-        residual = x0 - level.denoised(x, model._excess(x, level))
-        return jnp.mean(residual**2) * (x0[0].size / dimension) / level.reference_posterior_variance
+        squares = residuals(model, x0, key, level) ** 2
+        return jnp.mean(squares) * (x0[0].size / dimension) / level.reference_posterior_variance
 
-    keys = jax.random.split(key_noise, len(times))
+    return model.with_covariance(Analytic(*tabulate(key_noise, model, x0, times, ratio)))
+
+
+def clean_states(key: Array, model: DiffusionModel, times: np.ndarray, data: Any, num_samples: int) -> Array:
+    """Clean states in the network's coordinates: those of the data given, else of a pilot run."""
+    if data is None:
+        pilot = model.with_covariance("reference") if model.covariance.euler else model
+        data = generate(key, pilot, times, num_samples).x
+    return jax.vmap(model.transform.to_model)(check_points(model, data))
+
+
+def residuals(model: DiffusionModel, x0: Array, key: Array, level: NoiseLevel) -> Array:
+    """x_0 - D(x_t, t) of clean states (n, *shape), each noised once to one level."""
+    noise = jax.random.normal(key, x0.shape, x0.dtype)
+    x = level.alpha * x0 + level.sigma * jax.vmap(model.process.subspace.project)(noise)
+    return x0 - level.denoised(x, model._excess(x, level))
+
+
+def tabulate(
+    key: Array, model: DiffusionModel, x0: Array, times: np.ndarray, measure: Callable[..., Array]
+) -> tuple[Array, Array]:
+    """log-SNR (increasing, finite) and ``measure(model, x0, key, level)`` at the times of a grid.
+
+    Raises:
+      ValueError: where the network returned NaN or infinity, naming the time.
+    """
+    levels = model.process.level(times)
+    keys = jax.random.split(key, len(times))
     table = jnp.stack(
-        [ratio(model, x0, keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], levels)) for i in range(len(times))]
+        [measure(model, x0, keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], levels)) for i in range(len(times))]
     )
     if not bool(jnp.all(jnp.isfinite(table))):
         k = int(jnp.argmin(jnp.isfinite(table)))
-        raise ValueError(
-            f"the network returned NaN or infinity at t = {times[k]:.6g} while the covariance was measured"
-        )
+        raise ValueError(f"the network returned NaN or infinity at t = {times[k]:.6g} while its errors were measured")
     # log-SNR falls with time; interpolation wants it increasing, and finite where alpha or sigma vanish.
     finite = jnp.isfinite(levels.log_snr)
     order = jnp.flip(jnp.arange(len(times)))
     keep = order[finite[order]]
-    return model.with_covariance(Analytic(levels.log_snr[keep], table[keep]))
+    return levels.log_snr[keep], table[keep]

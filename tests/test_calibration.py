@@ -73,7 +73,7 @@ def test_on_a_subspace_the_loss_is_per_dimension_of_it():
 
 def test_a_network_that_fails_is_named_with_its_time():
     model = rj.DiffusionModel(PROCESS, lambda x, t: jnp.where(t > 0.3, jnp.nan, x), "x0", shape=(2,))
-    with pytest.raises(ValueError, match=r"NaN or infinity at t = 0.4 while the covariance was measured"):
+    with pytest.raises(ValueError, match=r"NaN or infinity at t = 0.4 while its errors were measured"):
         rj.calibrate(KEY, model, TIMES, jnp.ones((5, 2)))
 
 

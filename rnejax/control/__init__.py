@@ -1,6 +1,6 @@
 """Inference-time control: targets, rewards, proposals, and steer()."""
 
-from .observations import observe
+from .observations import PredictionError, observe, prediction_error
 from .proposals import Drift, FeynmanKac, Local, Proposal
 from .rewards import Reward, RewardError
 from .steer import Steered, SteerInfo, SteeringWarning, steer
@@ -10,6 +10,7 @@ __all__ = [
     "Drift",
     "FeynmanKac",
     "Local",
+    "PredictionError",
     "Proposal",
     "Reward",
     "RewardError",
@@ -19,6 +20,7 @@ __all__ = [
     "Target",
     "guide",
     "observe",
+    "prediction_error",
     "product",
     "steer",
     "temper",

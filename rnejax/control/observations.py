@@ -1,9 +1,14 @@
 r"""Posterior sampling: the model's law given an observation y = A(x_0) + noise, as a reward tilt.
 
-The reward is the Gaussian log-likelihood of the predicted clean state. On the way, x_0 is known from x_t only up to
-Cov[x_0 | x_t], so the likelihood of D(x_t, t) is not log N(y; A(D), s^2 I) but, to leading order for an operator of
-unit gain, that of a variance s^2 + c_t with c_t = Cov[x_0 | x_t]: its strength is lambda_t = s^2 / (s^2 + c_t). The
-exact scheme makes the end of the path exact whatever the strengths on the way are; they decide how many particles
+The reward is the Gaussian log-likelihood of the predicted clean state. On the way x_0 is known from x_t only up to an
+error, so the likelihood of D(x_t, t) is not log N(y; A(D), s^2 I) but, to leading order, that of the covariance
+s^2 I + C_t with C_t = Cov[A(x_0) | x_t]. A scalar strength lambda_t = s^2 / (s^2 + c_t) stands for the matrix. The
+residual y - A(D) lies where C_t is large, not evenly in all directions: a direction of variance C_i has the share
+C_i / tr C of it. So c_t = tr(C_t^2) / tr(C_t), the variance that the residual itself sees, and not tr(C_t) / k: pixels
+are predicted together, rightly or wrongly, and taken for independent they would be believed some ten times too much
+where there is mostly noise. :func:`prediction_error` measures it; without, the model's own Cov[x_0 | x_t] has to do.
+
+The exact scheme makes the end of the path exact whatever the strengths on the way are; they decide how many particles
 survive.
 
 Sources: Song et al. 2023 (pseudo-inverse guidance) for the variance; Wu et al. 2023 (TDS) for the particles.
@@ -19,35 +24,118 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..checks import check_number, is_traced
+from ..calibration import clean_states, residuals, tabulate
+from ..checks import check_count, check_key, check_number, is_traced
 from ..covariance import Analytic
+from ..density import check_times
 from ..kernels import Array
 from ..model import DiffusionModel
+from ..processes import NoiseLevel
 from .targets import Target, as_target, tilt
 
 
 @dataclass(frozen=True)
-class LikelihoodStrength:
-    """lambda_t = (s^2 + c_min) / (s^2 + c_t), 1 at t_min; c_t is Cov[x_0 | x_t] by the model, in the user's units.
+class PredictionError:
+    """c_t = tr(C^2) / tr(C) of the error of a predicted observation, over log-SNR; made by :func:`prediction_error`.
 
     Attributes:
-      noise_variance: s^2.
+      log_snr: increasing.
+      variances: c_t at these, in y's units; interpolated linearly in their logarithm, constant outside.
+    """
+
+    log_snr: tuple[float, ...]
+    variances: tuple[float, ...]
+
+    def variance(self, process: Any, times: np.ndarray) -> np.ndarray:
+        logarithms = np.log(np.maximum(self.variances, 1e-30))
+        return np.exp(np.interp(process._level(times).log_snr, self.log_snr, logarithms))
+
+
+@dataclass(frozen=True)
+class ModelCovariance:
+    """c_t = Cov[x_0 | x_t] as the model's covariance has it, for want of something better.
+
+    Attributes:
       log_snr, ratio: the model's table of Cov[x_0 | x_t] relative to the reference's; empty for the reference itself.
       gain: squared scale of the transform from the network's to the user's units.
     """
 
-    noise_variance: float
     log_snr: tuple[float, ...]
     ratio: tuple[float, ...]
     gain: float
 
-    def strengths(self, process: Any, times: np.ndarray) -> np.ndarray:
+    def variance(self, process: Any, times: np.ndarray) -> np.ndarray:
         level = process._level(times)
         variance = level.reference_posterior_variance * self.gain
         if self.log_snr:
             variance = variance * np.interp(level.log_snr, self.log_snr, self.ratio)
-        strength = self.noise_variance / (self.noise_variance + variance)
-        return strength / strength[0]
+        return np.asarray(variance)
+
+
+@dataclass(frozen=True)
+class LikelihoodStrength:
+    """lambda_t = s^2 / (s^2 + c_t), normalised to 1 at t_min.
+
+    Attributes:
+      noise_variance: s^2.
+      error: what knows c_t.
+    """
+
+    noise_variance: float
+    error: PredictionError | ModelCovariance
+
+    def strengths(self, process: Any, times: np.ndarray) -> np.ndarray:
+        strength = self.noise_variance / (self.noise_variance + self.error.variance(process, times))
+        return np.asarray(strength / strength[0])
+
+
+def prediction_error(
+    key: Array,
+    model: DiffusionModel,
+    operator: Callable[[Array], Array],
+    times: Any,
+    data: Any = None,
+    *,
+    num_samples: int = 256,
+) -> PredictionError:
+    """How far off a predicted observation A(D(x_t, t)) is: what :func:`observe` takes as ``error``.
+
+    For independent clean points i != j with errors e = A(x_0) - A(D), E (e_i . e_j)^2 = tr(C^2) and E|e|^2 = tr(C) with
+    C the mean of Cov[A(x_0) | x_t]; no derivative is needed.
+
+    Args:
+      key: a typed key.
+      model: the prior.
+      operator: as for :func:`observe`.
+      times: the times of the table, a few tens of them; in between it is interpolated in log-SNR.
+      data: clean points in the user's coordinates, (n, *shape), n >= 2. Default: a pilot run of ``num_samples``.
+      num_samples: of the pilot run.
+
+    Costs one network evaluation per point and time, and a pilot run. The result is for all observations by this
+    operator.
+
+    Raises:
+      ValueError: for unsuitable times or data, or fewer than two points.
+      TypeError: for a key that is not a single typed one.
+    """
+    check_key(key)
+    times = check_times(model, times)
+    key_pilot, key_noise = jax.random.split(key)
+    x0 = clean_states(key_pilot, model, times, data, check_count("num_samples", num_samples))
+    if len(x0) < 2:
+        raise ValueError("the prediction's error is measured on pairs of points: give two or more, better a hundred")
+
+    @jax.jit
+    def variance(model: DiffusionModel, x0: Array, key: Array, level: NoiseLevel) -> Array:
+        observed = jax.vmap(lambda x: operator(model.transform.to_data(x)))
+        errors = (observed(x0) - observed(x0 - residuals(model, x0, key, level))).reshape(len(x0), -1)
+        products = errors @ errors.T
+        squares = jnp.diagonal(products)
+        between = jnp.sum(products**2) - jnp.sum(squares**2)
+        return between / ((len(x0) - 1) * jnp.maximum(jnp.sum(squares), jnp.finfo(errors.dtype).tiny))
+
+    log_snr, variances = tabulate(key_noise, model, x0, times, variance)
+    return PredictionError(tuple(np.asarray(log_snr).tolist()), tuple(np.asarray(variances).tolist()))
 
 
 def observe(
@@ -56,6 +144,8 @@ def observe(
     y: Any,
     noise_std: float,
     exact: bool = True,
+    *,
+    error: PredictionError | None = None,
 ) -> Target:
     """p(x | y) for y = operator(x) + noise_std * N(0, I); ``steer``'s ``log_normalizer`` is then the evidence log p(y).
 
@@ -67,6 +157,9 @@ def observe(
       noise_std: standard deviation of the observation's noise, in y's units. The smaller it is, the more particles and
         steps the posterior takes.
       exact: the scheme of :func:`tilt`.
+      error: how far off predicted observations are, from :func:`rnejax.control.prediction_error`: it decides how strong
+        the likelihood is on the way, and with it how many particles survive. Default: the model's own covariance, as if
+        the errors of all numbers in y were independent, which on pictures is far too confident.
 
     Raises:
       ValueError: for a noise that is not a positive number, a y that is not finite, an operator that returns another
@@ -88,6 +181,11 @@ def observe(
     likelihood = jax.tree_util.Partial(
         log_likelihood, jax.tree_util.Partial(operator), y, jnp.asarray(noise_std, y.dtype)
     )
+    schedule = LikelihoodStrength(noise_std**2, _model_covariance(model) if error is None else error)
+    return tilt(base, likelihood, schedule, exact, at="x0")
+
+
+def _model_covariance(model: DiffusionModel) -> ModelCovariance:
     covariance = model.covariance
     table = (covariance.log_snr, covariance.ratio) if isinstance(covariance, Analytic) else ((), ())
     if is_traced(table):
@@ -97,8 +195,7 @@ def observe(
         )
     log_snr, ratio = (tuple(float(value) for value in np.asarray(column)) for column in table)
     gain = float(np.mean(np.asarray(getattr(model.transform, "scale", 1.0)) ** 2))
-    schedule = LikelihoodStrength(float(noise_std) ** 2, log_snr, ratio, gain)
-    return tilt(base, likelihood, schedule, exact, at="x0")
+    return ModelCovariance(log_snr, ratio, gain)
 
 
 def log_likelihood(operator: Callable[[Array], Array], y: Array, noise_std: Array, x: Array) -> Array:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 import rnejax as rj
-from rnejax.control.observations import LikelihoodStrength, log_likelihood
+from rnejax.control.observations import LikelihoodStrength, ModelCovariance, log_likelihood
 from rnejax.covariance import Analytic
 
 DATA_STD = 0.7
@@ -58,10 +58,10 @@ def test_another_observation_recompiles_nothing():
 
 def test_strength_grows_to_one_and_knows_the_models_covariance():
     times = rj.time_grid(PROCESS, 10)
-    plain = LikelihoodStrength(0.01, (), (), 1.0).strengths(PROCESS, times)
+    plain = LikelihoodStrength(0.01, ModelCovariance((), (), 1.0)).strengths(PROCESS, times)
     assert plain[0] == 1
     assert np.all(np.diff(plain) < 0)
-    sharp = LikelihoodStrength(0.01, (-20.0, 20.0), (0.1, 0.1), 1.0).strengths(PROCESS, times)
+    sharp = LikelihoodStrength(0.01, ModelCovariance((-20.0, 20.0), (0.1, 0.1), 1.0)).strengths(PROCESS, times)
     assert np.all(sharp[1:] > plain[1:])
 
 
@@ -97,3 +97,51 @@ def test_observations_are_of_the_predicted_clean_state_in_the_scheme_that_is_ask
         assert reward.exact is exact
         assert reward.at == "x0"
         assert reward.gradient
+
+
+class TestPredictionError:
+    """Gaussian data of known covariance, of which the posterior's and its traces are known at every noise level."""
+
+    VARIANCES = np.array([2.0, 0.5, 0.1, 0.1])
+    PROCESS = rj.processes.VariancePreserving()
+    SCALE = 3.0
+
+    def model(self):
+        def x0(x, t):
+            alpha, sigma = self.PROCESS.alpha(t), self.PROCESS.sigma(t)
+            return alpha * self.VARIANCES / (alpha**2 * self.VARIANCES + sigma**2) * x
+
+        return rj.DiffusionModel(self.PROCESS, x0, "x0", shape=(4,), transform=rj.transforms.Affine(self.SCALE))
+
+    def variances(self, t, keep=slice(None)):
+        alpha, sigma = self.PROCESS.alpha(t), self.PROCESS.sigma(t)
+        posterior = self.SCALE**2 * (self.VARIANCES * sigma**2 / (alpha**2 * self.VARIANCES + sigma**2))[keep]
+        return np.sum(posterior**2) / np.sum(posterior)
+
+    @pytest.mark.parametrize("keep", [slice(None), slice(1, 3)])
+    def test_it_is_the_variance_that_the_residual_sees(self, keep):
+        times = rj.time_grid(self.PROCESS, 8)
+        data = self.SCALE * np.sqrt(self.VARIANCES) * np.random.default_rng(0).normal(size=(2000, 4))
+        found = rj.control.prediction_error(jax.random.key(1), self.model(), lambda x: x[keep], times, data)
+        expected = [self.variances(t, keep) for t in times]
+        # Traces from 2,000 points have relative errors of about sqrt(2 / 2000) each; four of two of them.
+        np.testing.assert_allclose(found.variance(self.PROCESS, times), expected, rtol=4 * np.sqrt(4 / 2000))
+
+    def test_the_strength_of_the_likelihood_follows_it(self):
+        times = rj.time_grid(self.PROCESS, 8)
+        error = rj.control.prediction_error(jax.random.key(1), self.model(), lambda x: x, times, num_samples=64)
+        target = rj.observe(self.model(), lambda x: x, jnp.zeros(4), 0.5, error=error)
+        expected = 0.25 / (0.25 + error.variance(self.PROCESS, times))
+        np.testing.assert_allclose(target.strengths_at(times)[:, 0], expected / expected[0], rtol=1e-6)
+
+    def test_between_the_times_of_the_table_it_is_interpolated(self):
+        error = rj.control.PredictionError((-2.0, 2.0), (4.0, 0.25))
+        process = rj.processes.VarianceExploding()
+        level = np.array([np.exp(-2.0), 1.0, np.exp(2.0)])  # log-SNR 4, 0, -4
+        np.testing.assert_allclose(error.variance(process, level), [0.25, 1.0, 4.0], rtol=1e-6)
+
+    def test_one_point_is_refused(self):
+        with pytest.raises(ValueError, match="measured on pairs of points"):
+            rj.control.prediction_error(
+                jax.random.key(1), self.model(), lambda x: x, rj.time_grid(self.PROCESS, 2), np.zeros((1, 4))
+            )
