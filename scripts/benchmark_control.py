@@ -161,6 +161,12 @@ def experiments(quick: bool) -> Iterator[Run]:
                 name = f"reward times {scale:g}"
                 yield Run(section, make, name, "VP", steps, proposal, "analytic", 256, 64)
 
+    for process in ("VE", "flow"):
+        for steps in (50, 200):
+            make = partial(reward_problem, 1.0, process, steps, 0.5)
+            proposal = "gradient times 0.5, trust 1"
+            yield Run(section, make, "reward times 1", process, steps, proposal, "analytic", 256, 64)
+
     section = "Observations: how far the exact scheme follows the gradient"
     for noise_std in (0.3, 0.05):
         for steps in (50, 200):

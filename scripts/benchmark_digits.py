@@ -1,6 +1,6 @@
 """The shipped digits model: bits per dimension, guidance, rewards. Writes docs/tables/digits.json and digits_*.md.
 
-    python scripts/benchmark_digits.py [--parts likelihood closed_form guidance tilt] [--quick]
+    python scripts/benchmark_digits.py [--parts likelihood closed_form guidance tilt tilt_strength] [--quick]
 
 Every row states its network evaluations. What judges (``digits_judge``) is another classifier than what rewards.
 """
@@ -254,27 +254,80 @@ def tilt(key: jax.Array, quick: bool) -> list[dict[str, Any]]:
                 weights = np.asarray(jax.nn.softmax(result.log_weights, axis=-1), np.float64)
                 finals.setdefault(name, []).append(describe(result.particles, weights, label, reward, judge))
         for name, parts in finals.items():
-            by_run = {
-                field: np.concatenate([part[field] for part in parts]) for field in ("reward", "log_p", "correct")
+            row = {"N": n, "method": name, "runs": sum(len(part["reward"]) for part in parts)} | summarise(parts)
+            row |= {
+                "evaluations_per_picture": n * steps,
+                "backward_passes_per_picture": n * steps if "gradient" in name else 0,
             }
-            rows.append(
-                {
-                    "N": n,
-                    "method": name,
-                    "runs": len(by_run["reward"]),
-                    "reward": float(by_run["reward"].mean()),
-                    "reward_se": standard_error(by_run["reward"]),
-                    "judge_accuracy": float(by_run["correct"].mean()),
-                    "judge_accuracy_se": standard_error(by_run["correct"]),
-                    "judge_log_probability": float(by_run["log_p"].mean()),
-                    "judge_log_probability_se": standard_error(by_run["log_p"]),
-                    "diversity": float(np.mean([part["diversity"] for part in parts])),
-                    "evaluations_per_picture": n * steps,
-                    "backward_passes_per_picture": n * steps if "gradient" in name else 0,
-                }
-            )
-            print(rows[-1], flush=True)
+            rows.append(row)
+            print(row, flush=True)
     return rows
+
+
+def tilt_strength(key: jax.Array, quick: bool) -> list[dict[str, Any]]:
+    """p(x) P(class | x)^strength itself, by reweighting many samples, and what 16 and 64 particles make of it.
+
+    The target of strength 1 is the class as the reward classifier sees it, ambiguous pictures included; who wants the
+    reward as large as best-of-N makes it asks for more strength.
+    """
+    model = rj.load_model("digits")
+    reward_classifier, judge = digits.load_classifier("reward"), digits.load_classifier("judge")
+    steps = 10 if quick else 50
+    times = rj.time_grid(model.process, steps)
+    count, sizes = (64, {4: 4}) if quick else (2048, {16: 64, 64: 32})
+    classes = (3,) if quick else (3, 7)
+    pool = np.asarray(rj.sample(jax.random.fold_in(key, 0), model, times, count).x)
+    log_p = np.asarray(in_batches(judge, pool), np.float64)
+    log_rewards = np.asarray(in_batches(reward_classifier, pool), np.float64)
+    rows = []
+    for strength in (1.0, 4.0):
+        parts = []
+        for label in classes:
+            weights = np.asarray(jax.nn.softmax(strength * log_rewards[:, label]), np.float64)
+            values = {
+                "reward": log_rewards[:, label],
+                "judge_accuracy": (log_p.argmax(1) == label).astype(np.float64),
+                "judge_log_probability": log_p[:, label],
+            }
+            found: dict[str, float] = {}
+            for name, value in values.items():
+                mean = weights @ value
+                found |= {name: mean, f"{name}_se": float(np.sqrt(np.sum((weights * (value - mean)) ** 2)))}
+            parts.append(found | {"diversity": diversity(pool, weights), "ess": float(1 / np.sum(weights**2))})
+        names = [name for name in parts[0] if not name.endswith("_se")]
+        row = {name: float(np.mean([part[name] for part in parts])) for name in names}
+        errors = {f"{name}_se": [part[f"{name}_se"] for part in parts] for name in names if f"{name}_se" in parts[0]}
+        row |= {name: float(np.sqrt(np.sum(np.square(each))) / len(each)) for name, each in errors.items()}
+        ess = row.pop("ess")
+        method = f"target, by reweighting {count} samples (ESS {ess:.0f})"
+        rows.append({"strength": strength, "method": method} | row)
+        print(rows[-1], flush=True)
+    for n, runs in sizes.items():
+        finals = []
+        for label in classes:
+            seed = jax.random.fold_in(jax.random.fold_in(key, n), label)
+            reward = jax.tree_util.Partial(class_log_probability, reward_classifier, jnp.int32(label))
+            target = rj.tilt(model, reward, at="x0", gradient=False, scale=4.0)
+            result = rj.steer(seed, target, times, n, num_groups=runs)
+            weights = np.asarray(jax.nn.softmax(result.log_weights, axis=-1), np.float64)
+            finals.append(describe(result.particles, weights, label, reward, judge))
+        rows.append({"strength": 4.0, "method": f"steer, {n} particles, one picture per run"} | summarise(finals))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def summarise(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over all runs of all classes, with their errors."""
+    by_run = {field: np.concatenate([part[field] for part in parts]) for field in ("reward", "log_p", "correct")}
+    return {
+        "reward": float(by_run["reward"].mean()),
+        "reward_se": standard_error(by_run["reward"]),
+        "judge_accuracy": float(by_run["correct"].mean()),
+        "judge_accuracy_se": standard_error(by_run["correct"]),
+        "judge_log_probability": float(by_run["log_p"].mean()),
+        "judge_log_probability_se": standard_error(by_run["log_p"]),
+        "diversity": float(np.mean([part["diversity"] for part in parts])),
+    }
 
 
 def class_log_probability(classifier: Any, label: jax.Array, x: jax.Array) -> jax.Array:
@@ -352,7 +405,13 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
     return "\n".join([*lines, ""])
 
 
-PARTS = {"likelihood": likelihood, "closed_form": closed_form, "guidance": guidance, "tilt": tilt}
+PARTS = {
+    "likelihood": likelihood,
+    "closed_form": closed_form,
+    "guidance": guidance,
+    "tilt": tilt,
+    "tilt_strength": tilt_strength,
+}
 
 if __name__ == "__main__":
     main()
