@@ -254,7 +254,7 @@ def _figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'rnejax[plot]'") from error
+        raise ImportError("pictures need matplotlib: pip install matplotlib (rnejax's extra 'plot')") from error
     # Not by pyplot: no global list of figures to fill up, and no display that would be needed.
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
 

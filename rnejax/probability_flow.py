@@ -261,5 +261,5 @@ def _import_diffrax() -> Any:
     try:
         import diffrax
     except ImportError:
-        raise ImportError("the probability flow is integrated by diffrax: pip install 'rnejax[flow]'") from None
+        raise ImportError("the probability flow needs diffrax: pip install diffrax (rnejax's extra 'flow')") from None
     return diffrax

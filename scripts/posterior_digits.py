@@ -3,7 +3,7 @@
     python scripts/posterior_digits.py [--particles 64] [--steps 100]
     python scripts/posterior_digits.py --compare-gradients [--particles 16] [--steps 50] [--groups 8]
 
-Writes docs/pictures/posterior_digits.png and docs/tables/posterior_digits.json, and prints the table: how far the
+Writes docs/pictures/posterior_digits.png and docs/tables/posterior_digits.{json,md}, and prints the rows: how far the
 pictures are from the observation (in units of its noise: about 1 is right), what the judge sees in them, the
 evidence, and the effective sample size.
 
@@ -142,8 +142,7 @@ def main() -> None:
                     "judged_as_label": float(seen[int(test.labels[i])]),
                     "residual_over_noise": float(residual.mean() / arguments.noise_std),
                     "residual_of_truth_over_noise": float(jnp.sqrt(jnp.mean((clean - y) ** 2)) / arguments.noise_std),
-                    "log_evidence_nats": float(jnp.mean(result.log_normalizer)),
-                    "log_evidence_standard_error": float(result.standard_error),
+                    "log_evidence_of_groups_nats": np.round(np.asarray(result.log_normalizer), 1).tolist(),
                     "ess_fraction": float(jnp.mean(result.info.ess[:, -1]) / arguments.particles),
                     "unique_ancestors": np.asarray(result.info.unique_ancestors)[:, -1].tolist(),
                     "seconds": round(seconds, 1),
@@ -154,10 +153,21 @@ def main() -> None:
     (arguments.output / "pictures").mkdir(parents=True, exist_ok=True)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("output", "images")}
     record = json.dumps({"settings": settings, "rows": rows}, indent=1)
-    (arguments.output / "tables" / "posterior_digits.json").write_text(record + "\n")
+    path = arguments.output / "tables" / "posterior_digits.json"
+    path.write_text(record + "\n")
+    path.with_suffix(".md").write_text(observations_table(rows))
     sheet = np.asarray(jnp.concatenate([jnp.stack(row) for row in pictures]))
     figure = plot.sample_sheet(sheet, columns=9, title="truth, observation, seven draws from the posterior")
     plot.save(figure, arguments.output / "pictures" / "posterior_digits.png")
+
+
+def observations_table(rows: list[dict[str, Any]]) -> str:
+    """The rows without their seconds, which are those of the machine and of what else it did."""
+    shown = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    for row in shown:
+        for name in ("unique_ancestors", "log_evidence_of_groups_nats"):
+            row[name] = " and ".join(map(str, row[name]))
+    return table(shown, "python scripts/posterior_digits.py")
 
 
 def as_picture(y: jax.Array) -> jax.Array:

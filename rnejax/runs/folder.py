@@ -106,7 +106,7 @@ OpenFolder = Callable[[], RunFolder]
 def require_pictures() -> None:
     """Raises ConfigError where pictures could not be drawn at the end."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("a run draws pictures, which needs matplotlib: pip install 'rnejax[plot]'")
+        raise ConfigError("a run draws pictures: pip install matplotlib (rnejax's extra 'plot')")
 
 
 def summary(values: Any) -> dict[str, float]:

