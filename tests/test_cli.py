@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -304,3 +306,16 @@ def test_diversity_is_the_root_mean_squared_distance_of_two_weighted_draws():
     w = np.array([0.1, 0.2, 0.3, 0.4, 0.0])
     squared = ((x[:, None] - x[None]) ** 2).mean(-1)
     np.testing.assert_allclose(diversity(x, w), np.sqrt(w @ squared @ w), rtol=1e-12)
+
+
+def test_a_kind_of_device_that_is_not_there_is_told_without_a_traceback(tmp_path):
+    # In a process of its own: JAX settles on its devices once.
+    config = write(tmp_path, "model: digits\ndevice: {platform: tpu}\n")
+    command = [sys.executable, "-m", "rnejax.cli", "sample", config, "--output", str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode == 0:
+        pytest.skip("there is a TPU here")
+    assert run.returncode == 2
+    assert "device.platform = tpu, but JAX finds no such device here" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()

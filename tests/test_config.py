@@ -68,6 +68,7 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         (["--grid", "3"], "grid = 3: it has keys of its own, num_steps, kind, t_min, t_max"),
         (["--model.name", "x"], "model is 'a', which has no keys of its own"),
         (["--seed"], "--seed needs a value"),
+        (["--seed", str(2**32)], "seed = 4294967296: input should be less than 4294967296"),  # JAX would wrap it to 0
         (["seed", "3"], "expected --key value, got 'seed'"),
     ],
 )
@@ -117,6 +118,22 @@ def test_a_key_given_twice_is_an_error(tmp_path, text):
 def test_a_file_that_is_no_configuration_is_an_error(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_config(SampleRun, write(tmp_path, text))
+
+
+def test_a_file_that_is_no_text_or_no_file_is_an_error(tmp_path):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"bytes\.yaml cannot be read as YAML: .*can't decode byte"):
+        load_config(SampleRun, tmp_path / "bytes.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.yaml is a folder"):
+        load_config(SampleRun, tmp_path / "folder.yaml")
+
+
+@pytest.mark.parametrize("value", ["foo", "[a, b]"])
+def test_a_proposal_may_also_be_a_pair_of_numbers_and_the_mistake_says_so(tmp_path, value):
+    path = write(tmp_path, "model: a\ntarget: {kind: model}\n")
+    with pytest.raises(ConfigError, match=r"one of symmetric \| feynman_kac \| \[float, float\]"):
+        load_config(SteerRun, path, ["--proposal", value])
 
 
 def test_a_missing_file_is_an_error_that_names_the_nearest_shipped_one():

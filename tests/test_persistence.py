@@ -9,6 +9,7 @@ import rnejax as rj
 from rnejax.checkpoint import CheckpointError, load_arrays, save_arrays
 from rnejax.covariance import Analytic, Reference
 from rnejax.kernels import CentreOfMassFree, LinearSubspace
+from rnejax.persistence import num_classes
 from rnejax.transforms import Affine
 
 PROCESSES = [
@@ -131,3 +132,8 @@ def test_what_has_no_form_in_a_file_is_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         rj.save_model(tmp_path / "model.safetensors", model)
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_number_of_classes_is_known_where_the_file_leaves_it_to_the_networks_default():
+    assert num_classes("digits") == 10
+    assert num_classes("no_such_model") is None

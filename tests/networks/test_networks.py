@@ -72,6 +72,14 @@ def test_the_unet_depends_on_each_of_its_inputs():
         assert float(jnp.max(jnp.abs(apply(params, *changed) - base))) > 1e-3
 
 
+def test_a_label_that_is_no_class_gives_nan_instead_of_another_class():
+    apply, params = compiled("unet", **SMALL_UNET)
+    x, t, _ = (argument[0] for argument in inputs("unet", 1))
+    for label in (-1, 4):
+        assert bool(jnp.all(jnp.isnan(apply(params, x, t, jnp.int32(label)))))
+    assert bool(jnp.all(jnp.isfinite(apply(params, x, t, jnp.int32(3)))))  # no class
+
+
 def test_the_unet_tells_noise_levels_apart_that_are_close_to_the_data():
     apply, params = compiled("unet", **SMALL_UNET)
     x, _, label = (argument[0] for argument in inputs("unet", 1))
