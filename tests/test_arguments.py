@@ -202,11 +202,12 @@ def test_points_that_rounding_took_off_the_subspace_are_fine():
 
 
 def test_a_prior_that_cannot_be_compared_is_kept_for_what_it_is():
-    mean, x = np.asarray([3.0, -1.0]), jnp.asarray([[0.3, -0.2]])
-    own = model(prior=Shifted(mean))
-    same = own.with_prior(Gaussian(jnp.asarray(mean, jnp.float32), jnp.zeros(2), jnp.ones(())))
-    expected = rj.log_density(KEY, same, x, TIMES, 4).per_path
-    np.testing.assert_allclose(rj.log_density(KEY, own, x, TIMES, 4).per_path, expected, rtol=1e-5)
+    x = jnp.asarray([[0.3, -0.2]])
+    for mean in (np.asarray([3.0, -1.0]), np.asarray([0.5, 0.0])):  # the second must not be taken for the first
+        own = model(prior=Shifted(mean))
+        same = own.with_prior(Gaussian(jnp.asarray(mean, jnp.float32), jnp.zeros(2), jnp.ones(())))
+        expected = rj.log_density(KEY, same, x, TIMES, 4).per_path
+        np.testing.assert_allclose(rj.log_density(KEY, own, x, TIMES, 4).per_path, expected, rtol=1e-5)
     assert not own.with_prior(None).has_prior
 
 

@@ -127,6 +127,13 @@ class TestPredictionError:
         # Traces from 2,000 points have relative errors of about sqrt(2 / 2000) each; four of two of them.
         np.testing.assert_allclose(found.variance(self.PROCESS, times), expected, rtol=4 * np.sqrt(4 / 2000))
 
+    def test_a_point_is_no_pair_with_itself(self):
+        # A network that predicts nothing errs by the points themselves: orthogonal ones have nothing in common.
+        nothing = rj.DiffusionModel(self.PROCESS, lambda x, t: 0 * x, "x0", shape=(4,))
+        times = rj.time_grid(self.PROCESS, 2)
+        found = rj.control.prediction_error(jax.random.key(1), nothing, lambda x: x, times, 3 * np.eye(4))
+        np.testing.assert_allclose(found.variances, 0, atol=1e-6)
+
     def test_the_strength_of_the_likelihood_follows_it(self):
         times = rj.time_grid(self.PROCESS, 8)
         error = rj.control.prediction_error(jax.random.key(1), self.model(), lambda x: x, times, num_samples=64)

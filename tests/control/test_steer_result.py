@@ -7,6 +7,7 @@ import pytest
 from steering_problems import FIRST, QUIET, STD, TIMES, VP, gaussian, log_normal, variance_at_end
 
 import rnejax as rj
+from rnejax.control.steer import steps_in_window
 from rnejax.smc import log_mean_exp
 from rnejax.systems import GaussianMixture
 
@@ -130,3 +131,7 @@ def test_other_conditions_weights_and_exponents_recompile_nothing():
         results.append(rj.steer(KEY, rj.temper(other, beta), TIMES, 8, **QUIET).log_normalizer)
     assert len(traces) == before
     assert results[0] != results[1]
+
+
+def test_without_a_window_every_step_but_the_first_iteration_may_resample():
+    assert steps_in_window(None, TIMES) == (1, len(TIMES))  # iterations 1, ..., n: the first only looks
