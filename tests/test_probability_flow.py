@@ -156,7 +156,7 @@ def test_too_few_steps_are_an_error_that_says_what_to_change():
         ({"divergence": "skilling"}, "unknown divergence 'skilling'.*exact, hutchinson"),
         ({"num_probes": 0}, "num_probes.*at least 1, got 0"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
-        ({"rtol": 0.0}, "rtol and atol must be positive, got 0.0"),
+        ({"rtol": 0.0}, "rtol must be positive, got 0"),
         ({"solver": "Tsit5"}, "solver must be an explicit Runge-Kutta method.*'Tsit5'"),
         ({"times": (0.0, 0.9)}, "sigma = 0, at t = 0"),
         ({"times": (0.9, 0.1)}, "increase strictly"),
@@ -171,5 +171,5 @@ def test_bad_arguments_are_named(wrong, words):
 
 def test_without_diffrax_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
-    with pytest.raises(ImportError, match=r"rnejax\[flow\]"):
+    with pytest.raises(ImportError, match="pip install diffrax .*extra .flow."):
         rj.probability_flow_log_density(KEY, MODEL, POINTS, ENDS)

@@ -306,7 +306,7 @@ def _finish(state: _State, history: _History, key: Array, problem: FeynmanKac, *
         everyone = replace(plan, resampling=Resampling(scheme=plan.resampling.scheme))
         state, _, _ = _resample(state.fault.code == FaultCode.NONE, _final_key(key), state, everyone)
     per_step = {name: jnp.swapaxes(value, 0, 1) for name, value in history._asdict().items() if name in _SCALARS}
-    per_step["num_resamplings"] = jnp.sum(history.resampled, axis=0, dtype=jnp.int32) + plan.resampling.final
+    per_step["num_resamplings"] = jnp.sum(history.resampled, axis=0, dtype=jnp.int32) + int(plan.resampling.final)
     saved = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), history.saved)
     in_groups = partial(jax.tree.map, lambda leaf: _grouped(leaf, plan))
     particles, raw = in_groups(problem.position(state.particles)), in_groups(state.particles)

