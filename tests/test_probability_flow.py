@@ -171,5 +171,5 @@ def test_bad_arguments_are_named(wrong, words):
 
 def test_without_diffrax_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffrax", None)
-    with pytest.raises(ImportError, match="pip install diffrax .*extra .flow."):
+    with pytest.raises(ImportError, match=r"pip install diffrax .*extra .flow."):
         rj.probability_flow_log_density(KEY, MODEL, POINTS, ENDS)
