@@ -16,8 +16,9 @@ diagonal     the diagonal of (sigma^2/alpha) dD/dx                         1 and
 full         all of it, symmetrised and made positive semi-definite        1 and d JVPs
 =========== ============================================================ ====================
 
-Where alpha_t = 0 the Jacobian of the denoiser says nothing about its covariance (D does not depend on x_t there), and
-the choices that need it fall back to the reference.
+Where alpha_t = 0 the Jacobian of the denoiser says nothing about its covariance (D does not depend on x_t there). The
+choices that need it are then evaluated at a time just below, where alpha_t is small: Cov[x_0 | x_t] changes with
+alpha_t^2 only (``DiffusionModel.evaluate``).
 
 Sources: Bao et al. 2022 (Analytic-DPM); mathematics.md, section 2.
 """
@@ -27,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,8 @@ class Covariance(Protocol):
     def euler(self) -> bool:
         """Whether the kernel is the Euler-Maruyama one instead of the exact-mean one."""
         ...
+
+    # An attribute ``needs_signal = True`` says that the choice looks at the Jacobian of the denoiser.
 
     def __call__(
         self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace
@@ -115,6 +118,7 @@ class Hutchinson:
     """
 
     euler: bool = False
+    needs_signal: ClassVar[bool] = True
 
     def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
         probe = jax.vmap(subspace.project)(jax.random.rademacher(key, x.shape, x.dtype))
@@ -131,6 +135,7 @@ class Diagonal:
     """The diagonal of (sigma^2 / alpha) dD/dx from d JVPs, made non-negative."""
 
     euler: bool = False
+    needs_signal: ClassVar[bool] = True
 
     def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
         if not isinstance(subspace, FullSpace):
@@ -154,6 +159,7 @@ class Full:
     """
 
     euler: bool = False
+    needs_signal: ClassVar[bool] = True
 
     def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
         excess, jacobian = _jacobian(excess_fn, x)
@@ -198,7 +204,7 @@ def get_covariance(choice: str | Covariance) -> Covariance:
 
 
 def _from_jacobian(jacobian: Array, level: NoiseLevel) -> Array:
-    """(sigma^2 / alpha) d(excess)/dx; zero, the reference, where alpha = 0."""
+    """(sigma^2 / alpha) d(excess)/dx; zero where alpha = 0 and there is no such thing."""
     has_signal = level.alpha > 0
     factor = jnp.where(has_signal, level.sigma**2 / jnp.where(has_signal, level.alpha, 1), 0)
     return factor * jacobian

@@ -16,7 +16,7 @@ from . import covariance as covariances
 from . import processes
 from .adapters import weights_like
 from .checkpoint import CheckpointError, load_arrays, load_metadata, save_arrays
-from .kernels import CentreOfMassFree, FullSpace, LinearSubspace
+from .kernels import CentreOfMassFree, FullSpace, Gaussian, LinearSubspace
 from .model import NOISE_LEVELS, DiffusionModel
 from .transforms import Affine, Identity
 
@@ -57,7 +57,7 @@ def save_model(
 
     Args:
       path: the file, by convention ending in ``.safetensors``.
-      model: with the reference as its prior.
+      model: with the reference or a Gaussian as its prior.
       network: (name, arguments) for ``rnejax.networks.build``, so that the file alone is enough. Without it, whoever
         loads the model has to bring its function.
       metadata: more to keep, JSON: command, seed, metrics.
@@ -67,10 +67,11 @@ def save_model(
       ValueError: for a part that has no form in a file: a prior or noise level of the user's own, say.
       OSError: if the file cannot be written, with its path.
     """
-    if model.has_prior:
+    prior = model._own_prior
+    if prior is not None and not isinstance(prior, Gaussian):
         raise ValueError(
-            "a prior of the user's own has no form in a file: save model.with_prior(None), and give the prior again "
-            "after loading, load_model(path).with_prior(prior)"
+            f"a prior of type {type(prior).__name__} has no form in a file: save model.with_prior(None), and give the "
+            "prior again after loading, load_model(path).with_prior(prior)"
         )
     if not isinstance(model.noise_level, str):
         raise ValueError(f"noise_level must be one of {', '.join(NOISE_LEVELS)} to be saved, not a function")
@@ -96,7 +97,7 @@ def save_model(
     if dtype is not None:  # the covariance table is small, and its accuracy is the density's
         tree = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
     try:
-        save_arrays(path, tree | ({"covariance": table} if table else {}), header)
+        save_arrays(path, tree | ({"covariance": table} if table else {}) | _prior_to_arrays(prior), header)
     except OSError as error:
         raise OSError(
             error.errno,
@@ -160,6 +161,7 @@ def load_model(name_or_path: str | os.PathLike[str], fn: Callable[..., Any] | No
             fn,
             covariance=chosen,
             params=params,
+            prior=_prior_from_arrays(arrays.get("prior"), process),
             condition=None if condition is None else jax.tree.map(jnp.asarray, condition),
             **options,
         )
@@ -179,6 +181,22 @@ def _covariance(kind: str, table: Mapping[str, Any] | None) -> covariances.Covar
     if table:
         return covariances.Analytic(jnp.asarray(table["log_snr"]), jnp.asarray(table["ratio"]))
     return covariances.get_covariance(kind)
+
+
+def _prior_to_arrays(prior: Gaussian | None) -> dict[str, Any]:
+    if prior is None:
+        return {}
+    parts = {"mean": prior.mean, "variance": prior.variance, "excess": prior.excess, "basis": prior.basis}
+    return {"prior": {name: jnp.asarray(part) for name, part in parts.items() if part is not None}}
+
+
+def _prior_from_arrays(arrays: Mapping[str, Any] | None, process: Any) -> Gaussian | None:
+    if arrays is None:
+        return None
+    parts = {name: jnp.asarray(part) for name, part in arrays.items()}
+    mean = parts["mean"]
+    basis = parts.get("basis")
+    return Gaussian(mean, jnp.zeros_like(mean), parts["variance"], parts["excess"], basis, process.subspace)
 
 
 def _find(name_or_path: str | os.PathLike[str]) -> Path:

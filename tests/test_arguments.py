@@ -111,6 +111,17 @@ CONDITIONED = {"fn": lambda params, x, t, condition: -x * condition, "condition"
         (lambda: rj.tilt(model(), lambda x: x), r"must return a scalar, got shape \(2,\)"),
         (lambda: rj.tilt(model(), jax.tree_util.Partial(first), host=True), "a plain function of a numpy batch"),
         (lambda: rj.observe(model(), lambda x: x, jnp.zeros(2), jnp.ones(2)), "noise_std must be a number"),
+        (
+            lambda: rj.observe(model(), lambda x: x, jnp.zeros(2), 0.5, error=0.3),
+            "what .*prediction_error returns, got",
+        ),
+        (lambda: rj.observe(model(), lambda x: x @ jnp.ones((3, 3)), jnp.zeros(3), 0.5), "operator failed on one"),
+        (
+            lambda: rj.control.prediction_error(KEY, model(), lambda x: x @ jnp.ones((3, 3)), TIMES),
+            r"operator failed on one example of shape \(2,\)",
+        ),
+        (lambda: rj.control.prediction_error(KEY, model(), lambda x: (x, x), TIMES), "operator must return one array"),
+        (lambda: rj.tilt(model(), lambda x: x["a"]), r"reward failed on one example of shape \(2,\) \(TypeError"),
         (lambda: rj.observe(model(), lambda x: x, jnp.asarray([0.0, jnp.nan]), 0.5), "y must be finite"),
         # steering
         (lambda: steer(num_particles=8.0), "num_particles must be an integer, got 8.0"),
@@ -122,6 +133,7 @@ CONDITIONED = {"fn": lambda params, x, t, condition: -x * condition, "condition"
         (lambda: steer(partial_fraction="a"), "partial must be a number, got 'a'"),
         (lambda: steer(proposal=("a", "b")), "c_a must be a number, got 'a'"),
         (lambda: steer(window=0.5), r"window must be a pair of times \(low, high\), got 0.5"),
+        (lambda: steer(window=(0.9, 0.1)), r"window must be \(low, high\) with low <= high, got \(0.9, 0.1\)"),
         (lambda: steer(window=("a", "b")), r"window\[0\] must be a number, got 'a'"),
         (lambda: rj.resample(KEY, steer(), 8.0), "num_samples must be an integer, got 8.0"),
     ],
@@ -134,6 +146,13 @@ def test_an_argument_of_the_wrong_kind_is_named(call, words):
 def test_resampling_wants_a_typed_key():
     with pytest.raises(TypeError, match="single typed key"):
         rj.resample(jax.random.PRNGKey(0), steer())
+
+
+def test_weighted_means_are_of_weighted_particles():
+    with pytest.raises(TypeError, match=r"takes the result of steer or smc.run; Samples has no \['particles'"):
+        rj.weighted_mean(lambda x: x, rj.sample(KEY, model(), TIMES, 4))
+    with pytest.raises(TypeError, match="f must be a function of one particle, got 'f'"):
+        rj.weighted_mean("f", steer())
 
 
 def test_an_ess_threshold_may_be_infinite():

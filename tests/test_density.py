@@ -35,12 +35,18 @@ def assert_exact(process, num_steps, tolerance):
     np.testing.assert_allclose(given.standard_error, 0, atol=2 * tolerance)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+TO_PURE_NOISE = [Cosine(data_std=0.6, t_max=1.0), RectifiedFlow(t_max=1.0)]  # where the Jacobian says nothing
+every_process = pytest.mark.parametrize(
+    "process", [*PROCESSES, *TO_PURE_NOISE], ids=lambda process: f"{type(process).__name__}-{process.t_max:g}"
+)
+
+
+@every_process
 def test_gaussian_data_have_exact_densities_in_single_precision(process):
     assert_exact(process, 3, 1e-3)
 
 
-@pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
+@every_process
 def test_gaussian_data_have_exact_densities_in_double_precision(process):
     with jax.enable_x64(True):
         assert_exact(process, 3, 1e-9)

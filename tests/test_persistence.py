@@ -63,10 +63,6 @@ def test_errors_name_the_file_and_the_remedy(tmp_path):
     rj.save_model(tmp_path / "plain.safetensors", model)
     with pytest.raises(CheckpointError, match="fn="):
         rj.load_model(tmp_path / "plain.safetensors")
-    prior = rj.processes.Cosine().reference(0.9, (2,))
-    with_prior = rj.DiffusionModel(rj.processes.Cosine(), lambda x, t: x, "x0", shape=(2,), prior=prior)
-    with pytest.raises(ValueError, match="prior"):
-        rj.save_model(tmp_path / "x", with_prior)
 
 
 def test_a_truncated_file_is_told_as_such(tmp_path):
@@ -122,7 +118,7 @@ class OwnCovariance(Reference):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prior": Wide()}, "a prior of the user's own has no form in a file"),
+        ({"prior": Wide()}, "a prior of type Wide has no form in a file"),
         ({"noise_level": lambda level: level.t}, "noise_level must be one of"),
         ({"covariance": OwnCovariance()}, "a covariance of type OwnCovariance cannot be saved"),
     ],
@@ -137,3 +133,19 @@ def test_what_has_no_form_in_a_file_is_refused(tmp_path, options, message):
 def test_the_number_of_classes_is_known_where_the_file_leaves_it_to_the_networks_default():
     assert num_classes("digits") == 10
     assert num_classes("no_such_model") is None
+
+
+@pytest.mark.parametrize("kind", ["isotropic", "diagonal", "dense", "subspace"])
+def test_a_gaussian_prior_is_saved_with_the_model(tmp_path, kind):
+    space = CentreOfMassFree() if kind == "subspace" else rj.kernels.FullSpace()
+    process = rj.processes.RectifiedFlow(subspace=space)
+    mean = space.project(jnp.asarray([[0.3, -1.0], [2.0, 0.5]]))
+    excess = {"diagonal": jnp.asarray([[0.5, 0.1], [0.2, 0.9]]), "dense": jnp.asarray([0.5, 0.1, 0.2, 0.9])}
+    basis = jnp.asarray(np.linalg.qr(np.arange(16.0).reshape(4, 4) ** 0.5)[0]) if kind == "dense" else None
+    prior = rj.kernels.Gaussian(mean, 0.5 * mean, jnp.float32(1.7), excess.get(kind, 0.0), basis, space)
+    model = rj.DiffusionModel(process, lambda x, t: x, "x0", shape=(2, 2), prior=prior)
+    rj.save_model(tmp_path / "model.safetensors", model)
+    loaded = rj.load_model(tmp_path / "model.safetensors", fn=model.fn).prior_at(None)
+    x = space.project(jnp.asarray([[1.0, 2.0], [-0.5, 0.3]]))
+    np.testing.assert_allclose(loaded.log_prob(x), prior.log_prob(x), rtol=1e-6)
+    np.testing.assert_allclose(loaded.sample(jax.random.key(0)), prior.sample(jax.random.key(0)), rtol=1e-5)

@@ -78,7 +78,7 @@ def find_config(path: str | Path) -> Path:
     if file.parent in (Path(), Path("configs")) and file.suffix in ("", ".yaml") and file.stem in shipped:
         return shipped[file.stem]
     nearest = difflib.get_close_matches(file.stem, shipped, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    hint = f"; did you mean {nearest[0]}?" if nearest else "."
     raise ConfigError(f"there is no configuration {path}{hint} Shipped ones: {', '.join(shipped) or 'none'}")
 
 

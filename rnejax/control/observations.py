@@ -115,7 +115,7 @@ def prediction_error(
     operator.
 
     Raises:
-      ValueError: for unsuitable times or data, or fewer than two points.
+      ValueError: for unsuitable times or data, fewer than two points, or an operator that fails on one example.
       TypeError: for a key that is not a single typed one.
     """
     check_key(key)
@@ -124,6 +124,8 @@ def prediction_error(
     x0 = clean_states(key_pilot, model, times, data, check_count("num_samples", num_samples))
     if len(x0) < 2:
         raise ValueError("the prediction's error is measured on pairs of points: give two or more, better a hundred")
+
+    _observed(operator, model)
 
     @jax.jit
     def variance(model: DiffusionModel, x0: Array, key: Array, level: NoiseLevel) -> Array:
@@ -173,7 +175,7 @@ def observe(
         raise ValueError(f"noise_std must be positive, got {noise_std}: without noise the posterior has no density")
     if not is_traced(y) and not np.isfinite(np.asarray(y)).all():
         raise ValueError("y must be finite: leave out what was not observed (an operator that selects the rest)")
-    returned = jax.eval_shape(operator, jax.ShapeDtypeStruct(model.shape, jnp.result_type(float)))
+    returned = _observed(operator, model)
     if returned.shape != y.shape:
         raise ValueError(
             f"operator returns shape {returned.shape} for one example of shape {model.shape}, but y has {y.shape}"
@@ -181,8 +183,26 @@ def observe(
     likelihood = jax.tree_util.Partial(
         log_likelihood, jax.tree_util.Partial(operator), y, jnp.asarray(noise_std, y.dtype)
     )
+    if error is not None and not isinstance(error, PredictionError):
+        raise ValueError(f"error must be what rnejax.control.prediction_error returns, got {error!r}")
     schedule = LikelihoodStrength(noise_std**2, _model_covariance(model) if error is None else error)
     return tilt(base, likelihood, schedule, exact, at="x0")
+
+
+def _observed(operator: Callable[[Array], Array], model: DiffusionModel) -> jax.ShapeDtypeStruct:
+    """What the operator makes of one example, abstractly; ValueError where it fails."""
+    try:
+        observed: jax.ShapeDtypeStruct = jax.eval_shape(
+            operator, jax.ShapeDtypeStruct(model.shape, jnp.result_type(float))
+        )
+    except Exception as error:  # whatever the user's function may raise
+        raise ValueError(
+            f"operator failed on one example of shape {model.shape} ({type(error).__name__}: {error}); it takes one "
+            "example, without a batch axis, as a JAX array"
+        ) from error
+    if not hasattr(observed, "shape"):
+        raise ValueError(f"operator must return one array, got {observed}")
+    return observed
 
 
 def _model_covariance(model: DiffusionModel) -> ModelCovariance:

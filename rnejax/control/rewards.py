@@ -106,6 +106,11 @@ class Reward:
                 "the reward is traced by JAX, but it asks for the numbers in its argument (numpy functions, float(), a "
                 "branch): write it in jax.numpy, or pass host=True for a numpy function of a batch"
             ) from error
+        except Exception as error:  # whatever the user's function may raise
+            raise ValueError(
+                f"reward failed on one example of shape {shape} ({type(error).__name__}: {error}); it takes one, "
+                "without a batch axis, as a JAX array"
+            ) from error
 
     def _check(self) -> None:
         if self.at not in ("x", "x0"):

@@ -238,6 +238,8 @@ def steps_in_window(window: tuple[float, float] | None, times: np.ndarray) -> tu
     except (TypeError, ValueError):
         raise ValueError(f"window must be a pair of times (low, high), got {window!r}") from None
     low, high = check_number("window[0]", low), check_number("window[1]", high)
+    if low > high:
+        raise ValueError(f"window must be (low, high) with low <= high, got ({low:g}, {high:g})")
     begins = times[::-1][:-1]  # iteration k = 1, ..., n begins at begins[k - 1]
     inside = np.flatnonzero((begins >= low) & (begins <= high))
     if inside.size == 0:

@@ -226,6 +226,12 @@ class GaussianProcess:
         """What the constructor has to be given to make this process again."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    @property
+    def ends_without_signal(self) -> bool:
+        """Whether alpha = 0 at the end of the process's domain, so that a grid may reach it."""
+        last = self.domain[1]
+        return bool(np.isfinite(last)) and float(self.alpha(np.asarray(last))) == 0
+
     def snap(self, times: np.ndarray) -> np.ndarray:
         """The nearest grid of times at which the process is known; here, all times are."""
         return times

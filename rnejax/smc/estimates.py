@@ -75,6 +75,11 @@ def weighted_mean(f: Callable[[Any], Any], result: WeightedParticles) -> tuple[A
     Particles of zero weight do not enter, whatever f is there. f that is not finite at a particle of positive
     weight gives NaN or an infinity.
     """
+    missing = [name for name in ("particles", "log_weights", "log_normalizer", "info") if not hasattr(result, name)]
+    if missing:
+        raise TypeError(f"weighted_mean takes the result of steer or smc.run; {type(result).__name__} has no {missing}")
+    if not callable(f):
+        raise TypeError(f"f must be a function of one particle, got {f!r}")
     grouped = result.log_weights.ndim == 2
     particle_axes = 2 if grouped else 1
     evaluate = f

@@ -86,6 +86,12 @@ def test_many_particles_of_zero_weight_are_warned_of():
     assert "60% of the final particles have weight zero" in message
 
 
+def test_of_groups_the_one_with_most_particles_of_zero_weight_is_told():
+    log_weights = jnp.where(jnp.arange(100) < jnp.array([[0], [70]]), -jnp.inf, 0.0)
+    messages = smc.diagnose(weighted_once(log_weights, num_groups=2))
+    assert any("70% of the final particles have weight zero" in message for message in messages)
+
+
 def test_groups_that_disagree_are_warned_of():
     log_weights = jnp.array([[0.0] * 100, [4.0] * 100])
     (message,) = smc.diagnose(weighted_once(log_weights, num_groups=2))
