@@ -81,18 +81,19 @@ def tabulate(
     """log-SNR (increasing, finite) and ``measure(model, x0, key, level)`` at the times of a grid.
 
     Raises:
-      ValueError: where the network returned NaN or infinity, naming the time.
+      ValueError: where the network returned NaN or infinity, naming the time; for a grid whose every time has no signal
+        or no noise.
     """
     levels = model.process.level(times)
     keys = jax.random.split(key, len(times))
-    table = jnp.stack(
-        [measure(model, x0, keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], levels)) for i in range(len(times))]
-    )
+    # log-SNR falls with time; interpolation wants it increasing, and finite: not where alpha or sigma vanish.
+    keep = np.flatnonzero(np.isfinite(levels.log_snr))[::-1]
+    if keep.size == 0:
+        raise ValueError(
+            f"no time of the grid has both signal and noise, between {times[0]:g} and {times[-1]:g}: nothing to measure"
+        )
+    table = jnp.stack([measure(model, x0, keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], levels)) for i in keep])
     if not bool(jnp.all(jnp.isfinite(table))):
-        k = int(jnp.argmin(jnp.isfinite(table)))
+        k = keep[int(jnp.argmin(jnp.isfinite(table)))]
         raise ValueError(f"the network returned NaN or infinity at t = {times[k]:.6g} while its errors were measured")
-    # log-SNR falls with time; interpolation wants it increasing, and finite where alpha or sigma vanish.
-    finite = jnp.isfinite(levels.log_snr)
-    order = jnp.flip(jnp.arange(len(times)))
-    keep = order[finite[order]]
-    return levels.log_snr[keep], table[keep]
+    return levels.log_snr[keep], table

@@ -155,7 +155,9 @@ class Full:
     A learned denoiser is no gradient, so its Jacobian need be neither. A Jacobian of d x d numbers per state and an
     eigendecomposition of each: for tens of dimensions, not for images. Eigenvectors have no derivative where
     eigenvalues coincide (isotropic data, alpha = 0), so that gradients of densities are NaN there; take another choice
-    for those.
+    for those. On CPUs of few cores XLA (seen with jax 0.10) can wait for ever where one compiled program has two large
+    batches of eigendecompositions that do not depend on each other: ``steer`` keeps those of its models in order, a
+    program of your own should call one estimate after another.
     """
 
     euler: bool = False

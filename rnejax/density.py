@@ -301,7 +301,10 @@ def check_times(model: DiffusionModel, times: Any) -> np.ndarray:
 
 def check_points(model: DiffusionModel, x: Any) -> Array:
     """Points with a batch axis, of the model's shape, finite, on its subspace; in JAX's default floating type."""
-    x = jnp.asarray(x)
+    try:
+        x = jnp.asarray(x)
+    except TypeError:
+        raise TypeError(f"x must be an array of numbers, got {np.asarray(x).dtype} in a {type(x).__name__}") from None
     if x.ndim != len(model.shape) + 1 or x.shape[1:] != model.shape:
         hint = "; add a batch axis: x[None]" if x.shape == model.shape else ""
         raise ValueError(f"x must have shape (n, {', '.join(map(str, model.shape))}), got {x.shape}{hint}")

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .checks import check_count, check_number
+from .checks import check_count, check_key, check_number
 from .density import check_points, check_times, prior_excess, to_user_log_density, warn_of_signal
 from .kernels import Array
 from .model import DiffusionModel
@@ -85,11 +85,13 @@ def probability_flow_log_density(
 
     Raises:
       ImportError: without diffrax.
+      TypeError: for a key that is not a single typed one.
       ValueError: for unsuitable points, times, tolerances, an unknown divergence, a solver that is not explicit.
       SMCError: where the network returned NaN or infinity.
       RuntimeError: where the tolerances were not met within ``max_steps``.
     """
     diffrax = _import_diffrax()
+    check_key(key)
     times = check_times(model, times)
     warn_of_signal(model, times)
     x = check_points(model, x)

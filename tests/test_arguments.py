@@ -12,6 +12,7 @@ from flax import nnx
 import rnejax as rj
 from rnejax.kernels import CentreOfMassFree, Gaussian, LinearSubspace
 from rnejax.processes import DiscreteVariancePreserving, VariancePreserving
+from rnejax.smc import log_normalizer_with_error
 from rnejax.transforms import Affine
 
 PROCESS = VariancePreserving()
@@ -103,6 +104,7 @@ CONDITIONED = {"fn": lambda params, x, t, condition: -x * condition, "condition"
         (lambda: rj.temper(model(), [2.0]), r"an exponent must be a number, got \[2.0\]"),
         (lambda: rj.guide(model(), model(), "a"), "scale must be a number, got 'a'"),
         (lambda: rj.product(model()), r"product takes a list.*product\(\[model, ...\]\)"),
+        (lambda: rj.product({"a": model()}), "product takes a list of models.*got a dict"),
         (lambda: rj.product([model(), model()], 2.0), "exponents must be a list, one per factor, got 2.0"),
         (lambda: rj.tilt(model(), first, scale="a"), "scale must be a number, got 'a'"),
         (lambda: rj.tilt(model(), first, scale=lambda t: t), "scale must be a number; .* is a schedule"),
@@ -124,6 +126,11 @@ CONDITIONED = {"fn": lambda params, x, t, condition: -x * condition, "condition"
         (lambda: rj.tilt(model(), lambda x: x["a"]), r"reward failed on one example of shape \(2,\) \(TypeError"),
         (lambda: rj.observe(model(), lambda x: x, jnp.asarray([0.0, jnp.nan]), 0.5), "y must be finite"),
         # steering
+        (
+            lambda: steer(rj.temper(model(), lambda t: "a")),
+            "exponent of model 0 must be one finite number at every time",
+        ),
+        (lambda: steer(rj.temper(model(), lambda: 2.0)), "but its schedule failed: .*takes 0 positional arguments"),
         (lambda: steer(num_particles=8.0), "num_particles must be an integer, got 8.0"),
         (lambda: steer(num_particles="8"), "num_particles must be an integer, got '8'"),
         (lambda: steer(num_groups=2.0), "num_groups must be an integer, got 2.0"),
@@ -149,10 +156,37 @@ def test_resampling_wants_a_typed_key():
 
 
 def test_weighted_means_are_of_weighted_particles():
-    with pytest.raises(TypeError, match=r"takes the result of steer or smc.run; Samples has no \['particles'"):
-        rj.weighted_mean(lambda x: x, rj.sample(KEY, model(), TIMES, 4))
+    samples = rj.sample(KEY, model(), TIMES, 4)
+    words = "{} takes the weighted particles of steer or smc.run; Samples has no particles, no log_weights"
+    with pytest.raises(TypeError, match=words.format("weighted_mean")):
+        rj.weighted_mean(lambda x: x, samples)
+    with pytest.raises(TypeError, match=words.format("resample")):
+        rj.resample(KEY, samples)
+    with pytest.raises(TypeError, match=words.format("log_normalizer_with_error")):
+        log_normalizer_with_error(samples)
     with pytest.raises(TypeError, match="f must be a function of one particle, got 'f'"):
         rj.weighted_mean("f", steer())
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: rj.guide(None, model()), "unconditional"),
+        (lambda: rj.guide(model(), None), "conditional"),
+        (lambda: rj.product([model(), None]), "factor 1 of a product"),
+        (lambda: rj.temper(None, 2.0), "what is tempered"),
+        (lambda: rj.tilt(None, first), "what is tilted"),
+        (lambda: rj.steer(KEY, None, TIMES, 4), "the target"),
+    ],
+)
+def test_what_should_have_been_a_model_is_named(call, name):
+    with pytest.raises(TypeError, match=f"^{name} must be a DiffusionModel or a Target, got NoneType"):
+        call()
+
+
+def test_the_flow_wants_a_typed_key_also_where_it_draws_nothing():
+    with pytest.raises(TypeError, match="single typed key"):
+        rj.probability_flow_log_density(None, model(), jnp.zeros((1, 2)), TIMES)
 
 
 def test_an_ess_threshold_may_be_infinite():

@@ -104,6 +104,44 @@ def test_density_of_a_file_of_points(toy, tmp_path):
     assert metrics(tmp_path / "out")["num_points"] == 4
 
 
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        (np.zeros((3, 4, 4)), "x must have shape (n, 4, 4, 1), got (3, 4, 4)"),
+        (np.zeros((4, 4, 1)), "add a batch axis"),
+        (np.zeros(()), "x must have shape (n, 4, 4, 1), got ()"),
+        (np.zeros((0, 4, 4, 1)), "x holds no points"),
+        (np.full((2, 4, 4, 1), np.nan), "x must be finite, but 2 of 2 points are not"),
+        (np.zeros((2, 4, 4, 1), int), "x must be floating"),
+        (np.asarray(["a"]), "x must be an array of numbers, got <U1"),
+        (np.asarray([{}]), "cannot be read as .npz: Object arrays"),
+    ],
+    ids=["shape", "batch", "number", "none", "nan", "integers", "words", "objects"],
+)
+def test_a_file_of_something_else_is_named(toy, tmp_path, capsys, points, words):
+    file = tmp_path / "points.npz"
+    np.savez(file, x=points)
+    path = write(tmp_path, "model: toy\ngrid: {num_steps: 2}\n")
+    assert main(["density", path, "--data", str(file), "--output", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert f"data = {file}" in told
+    assert words in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_no_archive_of_arrays_is_named(toy, tmp_path, capsys):
+    path = write(tmp_path, "model: toy\ngrid: {num_steps: 2}\n")
+    np.savez(tmp_path / "whole.npz", x=np.zeros((50, 4, 4, 1)))
+    np.save(tmp_path / "bare.npy", np.zeros((2, 4, 4, 1)))
+    np.savez(tmp_path / "other.npz", y=np.zeros((2, 4, 4, 1)))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:900])
+    (tmp_path / "text.npz").write_text("x")
+    for name in ("cut.npz", "bare.npy", "text.npz", "missing.npz", "other.npz"):
+        file = str(tmp_path / name)
+        assert main(["density", path, "--data", file, "--output", str(tmp_path / "out")]) == 2, name
+        assert f"data = {file}" in capsys.readouterr().err
+
+
 def test_steering_leaves_weighted_particles_and_the_comparison(toy, tmp_path):
     path = write(tmp_path, GUIDE + "compare_uncorrected: true\n")
     assert main(["steer", path, "--output", str(tmp_path / "out")]) == 0

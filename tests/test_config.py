@@ -96,6 +96,13 @@ def test_a_mistake_in_a_target_is_found_where_it_is(tmp_path, target, message):
     assert message in str(error.value)
 
 
+def test_a_key_of_another_kind_is_not_suggested_for_itself(tmp_path):
+    with pytest.raises(ConfigError) as error:
+        load_config(SteerRun, write(tmp_path, GUIDE), ["--target.kind", "product", "--target.conditions", "[1, 2]"])
+    assert "unknown key target.scale = 1.5: the keys here are kind, conditions, exponents" in str(error.value)
+    assert "unknown key target.condition = 1: did you mean target.conditions?" in str(error.value)
+
+
 def test_all_mistakes_are_told_at_once(tmp_path):
     with pytest.raises(ConfigError, match=r"^3 mistakes"):
         load_config(SampleRun, write(tmp_path, "model: a\nsede: 1\nnum_samples: x\n"), ["--outptu", "y"])

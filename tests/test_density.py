@@ -372,3 +372,13 @@ def test_densities_of_many_weights_at_once_are_those_of_each():
     many = jnp.asarray([1.0, 0.8])
     each = jnp.stack([estimate(params) for params in many])
     np.testing.assert_allclose(jax.vmap(estimate)(many), each, rtol=1e-5, atol=1e-5)
+
+
+def test_densities_under_many_keys_at_once_are_those_of_each():
+    model = rj.DiffusionModel(PROCESS, lambda x, t: -x, "score", shape=(2,))
+    times, keys = rj.time_grid(PROCESS, 3), jax.random.split(KEY, 3)
+
+    def estimate(key):
+        return rj.log_density(key, model, jnp.ones((2, 2)), times, 2).log_density
+
+    np.testing.assert_allclose(jax.vmap(estimate)(keys), [estimate(key) for key in keys], rtol=1e-5)

@@ -125,6 +125,20 @@ def test_without_a_centre_of_mass_the_dimension_is_that_of_the_subspace():
     np.testing.assert_allclose(flow.log_density, exact, atol=BOUND)
 
 
+def test_the_standard_error_of_a_few_probes_is_that_of_their_mean():
+    # Points draw their own probes, so equal points are repetitions: the mean of SE^2 is the variance of the mean.
+    num, probes = 2000, 2
+    flow = rj.probability_flow_log_density(
+        KEY, MODEL, jnp.repeat(POINTS[:1], num, axis=0), ENDS, divergence="hutchinson", num_probes=probes, rtol=1e-3
+    )
+    variance, found = float(jnp.var(flow.log_density, ddof=1)), float(jnp.mean(flow.standard_error**2))
+    # Both are means over 2,000: the first of squares, relative error at most sqrt((kurtosis - 1) / num).
+    z = flow.log_density - jnp.mean(flow.log_density)
+    kurtosis = float(jnp.mean(z**4) / jnp.mean(z**2) ** 2)
+    spread = float(jnp.std(flow.standard_error**2) / found)
+    assert abs(found / variance - 1) < 4 * np.sqrt((kurtosis - 1 + spread**2) / num)
+
+
 def test_network_evaluations_are_counted_as_they_happen():
     count = []
 

@@ -160,7 +160,11 @@ def _explain(kind: type[Section], item: Mapping[str, Any]) -> str:
     if item["type"] == "extra_forbidden":
         siblings = list(section.model_fields)
         prefix = ".".join(path[:-1])
-        elsewhere = [name for name, *_ in describe_keys(kind) if ":" not in name and name.split(".")[-1] == path[-1]]
+        inside = f"{prefix}." if prefix else ""
+        known = [name for name, *_ in describe_keys(section, inside)]
+        # What the other kinds of a choice have is no key here.
+        known += [name for name, *_ in describe_keys(kind) if inside and not name.startswith(inside)]
+        elsewhere = [name for name in known if ":" not in name and name.split(".")[-1] == path[-1]]
         near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)
         # A key that exists in another section, spelt right, beats one that is spelt alike in this.
         nearest = elsewhere[0] if elsewhere else ".".join([prefix, near[0]]).lstrip(".") if near else None

@@ -138,13 +138,11 @@ class Steer:
 
     def step(self, key: Array, particles: Particle, step: ControlStep) -> tuple[Particle, Array, dict[str, Array]]:
         key_move, key_look = jax.random.split(key)
-        n = len(particles.x)
-
-        def move() -> Array:
-            propose = jax.vmap(lambda key, particle: self._proposal_kernel(step, particle).sample(key))
-            return propose(jax.random.split(key_move, n), particles)
-
-        x = jax.lax.cond(step.is_first, lambda: particles.x, move)
+        keys = jax.random.split(key_move, len(particles.x))
+        proposals = jax.vmap(partial(self._proposal_kernel, step))(particles)
+        x = jax.lax.cond(
+            step.is_first, lambda: particles.x, lambda: jax.vmap(lambda key, law: law.sample(key))(keys, proposals)
+        )
         evaluations, rewards, exact_gradient, gradient = self.look(key_look, x, step)
         log_reference = jax.vmap(lambda x: reference(step.level, x.shape, self.models[0].process.subspace).log_prob(x))(
             x
@@ -152,7 +150,7 @@ class Steer:
         arrived = Particle(
             x, evaluations, rewards, exact_gradient, gradient, log_reference, particles.excess_log_densities
         )
-        increments, excess_increments = jax.vmap(partial(self._weigh, step))(particles, arrived)
+        increments, excess_increments = jax.vmap(partial(self._weigh, step))(particles, arrived, proposals)
         tilts = jax.vmap(lambda particle: self._local(particle, step.exponents_s, step.strengths_s).tilt)(arrived)
         increments = jnp.where(step.is_first, tilts, increments)
         increments = increments + jnp.where(step.is_last, self._change_of_volume(x, step), 0.0)
@@ -189,8 +187,13 @@ class Steer:
         )
 
     def _evaluate(self, key: Array, x: Array, level: NoiseLevel) -> tuple[Evaluation, ...]:
-        keys = jax.random.split(key, len(self.models))
-        return tuple(model.evaluate(k, x, level) for k, model in zip(keys, self.models, strict=True))
+        # Several models may decompose matrices, and so does their proposal: one by one, and after the move.
+        known = x if len(self.models) > 1 else None
+        evaluations = []
+        for k, model in zip(jax.random.split(key, len(self.models)), self.models, strict=True):
+            evaluations.append(model.evaluate(k, x, level, after=known))
+            known = evaluations[-1].spread
+        return tuple(evaluations)
 
     def _no_evaluations(self, x: Array) -> tuple[Evaluation, ...]:
         """Placeholders of the right structure, for states that nobody looks at."""
@@ -262,7 +265,7 @@ class Steer:
         """The sum of exponents that A and B agree on: both ends count alike."""
         return 0.5 * (jnp.sum(step.exponents_s) + jnp.sum(step.exponents_t))
 
-    def _weigh(self, step: ControlStep, left: Particle, arrived: Particle) -> tuple[Array, Array]:
+    def _weigh(self, step: ControlStep, left: Particle, arrived: Particle, proposal: Kernel) -> tuple[Array, Array]:
         """Log-weight of the step, and the increments of every model's log-density relative to the reference."""
         transition, x_t, x_s = step.transition, left.x, arrived.x
         at_t = self._local(left, step.exponents_t, step.strengths_t)
@@ -285,7 +288,6 @@ class Steer:
         references = (bar_t - 1) * (arrived.log_reference - left.log_reference) + (
             bar_s - bar_t
         ) * arrived.log_reference
-        proposal = self._proposal_kernel(step, left)
         moves = log_ratio(transition.reference_reverse(x_t), proposal, x_s) + log_ratio(
             self.proposal.forward(transition, at_s, self._bar(step)), transition.forward(x_s), x_t
         )

@@ -56,7 +56,7 @@ class Local(NamedTuple):
 
 
 class Proposal(Protocol):
-    """A pair of kernels. Hashable: it is configuration.
+    """A pair of kernels, which are pytrees. The proposal itself is hashable: it is configuration.
 
     A reward of the exact scheme (``tilt(..., exact=True)``) needs B to be the noising kernel. A proposal of which that
     is true for one model with exponent 1 says so by an attribute ``follows_noising = True``; without it, ``steer``
@@ -143,7 +143,9 @@ class Drift:
         else:
             rho = jnp.ones(())
             slope = -c_b * exponent * transition.variance / transition.s.reference_variance
-        scores = [transition.s.excess_score(evaluation.excess) for evaluation in at_s.evaluations]
+        # At sigma = 0 there is no score, and c_b = 0 (steer refuses all else): any finite number will do.
+        level = transition.s._replace(sigma=jnp.where(transition.s.sigma == 0, 1.0, transition.s.sigma))
+        scores = [level.excess_score(evaluation.excess) for evaluation in at_s.evaluations]
         excess = sum(beta * score for beta, score in zip(at_s.exponents, scores, strict=True))
         pull = self._bounded(0.5 * at_s.gradient, 0.5 * transition.variance * at_s.gradient)
         drift = transition.variance * c_b * excess + pull
@@ -236,7 +238,11 @@ def combine_covariances(kernels: tuple[Gaussian, ...], weights: Array) -> tuple[
 def _dense(kernel: Gaussian) -> Array:
     d = kernel.shift.size
     excess = jnp.broadcast_to(jnp.asarray(kernel.excess).reshape(-1), (d,))
-    return jnp.diag(excess) if kernel.basis is None else (kernel.basis * excess) @ kernel.basis.T
+    if kernel.basis is not None:
+        return (kernel.basis * excess) @ kernel.basis.T
+    # A dense M is zero in the directions that the subspace has not; a number says nothing of them.
+    rows = jax.vmap(lambda row: kernel.subspace.project(row.reshape(kernel.shift.shape)).reshape(-1))
+    return rows(jnp.diag(excess))
 
 
 def get_proposal(proposal: Any) -> Proposal:

@@ -14,7 +14,7 @@ from ..checks import check_number, is_traced
 from ..density import check_times, to_user_log_density, warn_of_signal
 from ..kernels import Array
 from ..model import DiffusionModel
-from ..processes import NoiseLevel
+from ..processes import GaussianProcess, NoiseLevel
 from ..smc import Resampling, diagnose, run
 from ..smc.faults import raise_on_fault
 from ..smc.weights import relative_error_of_mean
@@ -108,12 +108,14 @@ def steer(
     looks at the last state (exponents that do not sum to 1). Gradients of rewards at x0 cost a backward pass each.
 
     Raises:
-      ValueError: for unsuitable times, exponents whose sum is not positive, unknown names.
+      ValueError: for unsuitable times, exponents whose sum is not positive, unknown names, a proposal that has no right
+        weights for the target.
       RewardError: where a host reward raised, or returned something that is not one number per example.
       SMCError: for weights that are NaN, +inf, or all zero, naming the step, the time, and whether the network or the
         reward was at fault.
     """
     target = as_target(target)
+    process = target.process
     for model in target.models:
         times = check_times(model, times)
         if warn:
@@ -125,7 +127,6 @@ def steer(
     rewards = tuple(reward.without_schedule() for reward in target.rewards)
     if not is_traced(key, target):
         rewards = tuple(reward.guarded() for reward in rewards)
-    process = target.process
     top, bottom = process.level(times[-1]), process.level(times[0])
     problem = Steer(
         models=target.models,
@@ -137,6 +138,7 @@ def steer(
         generated=target.is_generated_law,
     )
     evaluate_last = chosen.needs_auxiliary(exponents.sum(axis=1))
+    check_last_time(process, times, evaluate_last)
     arrival_times = np.concatenate([times[-1:], times[::-1][1:]])
     result = run(
         key,
@@ -282,8 +284,29 @@ def check_proposal(target: Target, proposal: Proposal, exponents: np.ndarray) ->
             f"proposal='symmetric' or (c_a, 0), or tilt(..., exact=False). If forward() of your own proposal is the "
             f"noising kernel for one model with exponent 1, say so by an attribute follows_noising = True"
         )
+    if any(reward.exact for reward in target.rewards) and any(
+        reward.gradient and not reward.exact for reward in target.rewards
+    ):
+        raise ValueError(
+            "the gradient of a tilt(exact=False) shifts the auxiliary kernel, and a tilt(exact=True) beside it is no "
+            "longer exact: make all rewards of one scheme, or give that one gradient=False"
+        )
+    if isinstance(proposal, FeynmanKac) and any(not reward.gradient or reward.at != "x" for reward in target.rewards):
+        raise ValueError(
+            "feynman_kac weighs rewards by their gradient at the noisy state, and has no weights for rewards without "
+            "one (host=True, gradient=False) or at='x0'; use proposal='symmetric'"
+        )
     if isinstance(proposal, FeynmanKac) and np.ptp(exponents, axis=0).any():
         raise ValueError("feynman_kac has no weights for exponents that change over time; use proposal='symmetric'")
+
+
+def check_last_time(process: GaussianProcess, times: np.ndarray, evaluate_last: bool) -> None:
+    """Raises ValueError where the models are asked for the score of states that carry no noise."""
+    if evaluate_last and not float(process.sigma(times[0])) > 0:
+        raise ValueError(
+            f"the auxiliary kernel of this target and proposal follows the score at the last state, but at t = "
+            f"{times[0]:g} sigma = 0 and there is none: start the times later, or take proposal=(1.0, 0.0)"
+        )
 
 
 def check_exponents(exponents: np.ndarray, times: np.ndarray) -> None:

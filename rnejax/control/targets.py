@@ -7,7 +7,7 @@ Annealing is one model with an exponent, composition several models, classifier-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -81,17 +81,17 @@ class Target:
         return np.stack(columns, axis=1) if columns else np.zeros((len(times), 0))
 
 
-def as_target(model_or_target: DiffusionModel | Target) -> Target:
+def as_target(model_or_target: DiffusionModel | Target, name: str = "the target") -> Target:
     """A model as a target with exponent 1; a target as it is.
 
     Raises:
-      TypeError: for anything else.
+      TypeError: for anything else, under the name of the argument.
     """
     if isinstance(model_or_target, Target):
         return model_or_target
     if isinstance(model_or_target, DiffusionModel):
         return Target((model_or_target,), (1.0,))
-    raise TypeError(f"expected a DiffusionModel or a Target, got {type(model_or_target).__name__}")
+    raise TypeError(f"{name} must be a DiffusionModel or a Target, got {type(model_or_target).__name__}")
 
 
 def temper(model_or_target: DiffusionModel | Target, beta: Exponent) -> Target:
@@ -104,7 +104,7 @@ def temper(model_or_target: DiffusionModel | Target, beta: Exponent) -> Target:
     Raises:
       ValueError: if the base has a reward of the exact scheme, which is exact for exponent 1 only.
     """
-    base = as_target(model_or_target)
+    base = as_target(model_or_target, "what is tempered")
     _check_exponent("an exponent", beta)
     if not callable(beta) and beta == 1:
         return base
@@ -130,8 +130,9 @@ def product(
       ValueError: for no factors, exponents that do not match them, or factors on different processes, shapes or
         transforms.
     """
-    if isinstance(models_or_targets, (DiffusionModel, Target)):
-        raise ValueError("product takes a list of models or targets: product([model, ...])")
+    if not isinstance(models_or_targets, Iterable) or isinstance(models_or_targets, (str, Mapping)):
+        kind = type(models_or_targets).__name__
+        raise ValueError(f"product takes a list of models or targets, product([model, ...]), got a {kind}")
     if exponents is not None and not isinstance(exponents, Iterable):
         raise ValueError(f"exponents must be a list, one per factor, got {exponents!r}; for a single power use temper")
     factors = list(models_or_targets)
@@ -140,7 +141,10 @@ def product(
     exponents = [1.0] * len(factors) if exponents is None else list(exponents)
     if len(exponents) != len(factors):
         raise ValueError(f"exponents must match models: got {len(exponents)} exponents for {len(factors)} models")
-    parts = [_power(as_target(factor), beta) for factor, beta in zip(factors, exponents, strict=True)]
+    parts = [
+        temper(as_target(factor, f"factor {i} of a product"), beta)
+        for i, (factor, beta) in enumerate(zip(factors, exponents, strict=True))
+    ]
     models = tuple(model for part in parts for model in part.models)
     first = models[0]
     for i, model in enumerate(models[1:], start=1):
@@ -169,7 +173,9 @@ def guide(
     """
     _check_exponent("scale", scale)
     complement = (lambda t: 1.0 - scale(t)) if callable(scale) else 1.0 - scale
-    return product([unconditional, conditional], [complement, scale])
+    return product(
+        [as_target(unconditional, "unconditional"), as_target(conditional, "conditional")], [complement, scale]
+    )
 
 
 def tilt(
@@ -197,6 +203,7 @@ def tilt(
         data_std^2 / V_t where noisy states are larger than data, so that a quadratic reward of them vanishes at t_max.
       exact: True: the law *generated* by the model times exp(r), exactly, for any error of the network and any step
         (auxiliary kernel = noising kernel). False: lower variance, exact only as far as noising and denoising agree.
+        Beside an exact reward it needs ``gradient=False``, for its gradient would shift the auxiliary kernel.
       at: where intermediate rewards are evaluated: ``x`` (the noisy state) or ``x0`` (the predicted clean state). At
         t_min it is always the state itself.
       gradient: let the proposal follow the reward's gradient. Default: yes, but not for a host reward.
@@ -208,7 +215,7 @@ def tilt(
         host reward, or a JAX reward that, tried abstractly on one example, returns no scalar.
       RewardError: from :func:`steer`, where a host reward raises.
     """
-    base = as_target(model_or_target)
+    base = as_target(model_or_target, "what is tilted")
     _check_exponent("scale", scale)
     if callable(scale):
         raise ValueError("scale must be a number; a strength that changes over time is a schedule")
@@ -238,10 +245,6 @@ def _check_exponent(name: str, value: Exponent) -> None:
         check_number(name, value)
 
 
-def _power(base: Target, beta: Exponent) -> Target:
-    return temper(base, beta)
-
-
 def _multiply(first: Exponent, second: Exponent) -> Exponent:
     if not callable(first) and not callable(second):
         return float(first) * float(second)
@@ -263,7 +266,10 @@ class _Product:
 def _evaluate_schedule(schedule: Exponent, times: np.ndarray, name: str) -> np.ndarray:
     if not callable(schedule):
         return np.full(len(times), float(schedule))
-    values = np.asarray([np.asarray(schedule(t), np.float64) for t in times])
+    try:
+        values = np.asarray([np.asarray(schedule(t), np.float64) for t in times])
+    except (TypeError, ValueError) as error:  # of what the function returns, or of a call that it does not take
+        raise ValueError(f"{name} must be one finite number at every time, but its schedule failed: {error}") from error
     if values.shape != times.shape or not np.isfinite(values).all():
         raise ValueError(f"{name} must be one finite number at every time, got {values} (shape {values.shape})")
     return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnejax as rj
+from rnejax.density import check_points
 from rnejax.persistence import num_classes
 
 from ..config import (
@@ -201,11 +203,11 @@ def load_classifier(name: str) -> Callable[[Any], Any]:
         raise ConfigError(f"classifier {name} cannot be loaded: {error}") from error
 
 
-def load_points(key: Any, data: str, num_points: int | None) -> tuple[Any, str | None]:
+def load_points(key: Any, data: str, num_points: int | None, model: rj.DiffusionModel) -> tuple[Any, str | None]:
     """Points of a data set, and how they were dequantised (None for points that were continuous already).
 
     Raises:
-      ConfigError: for data that do not exist.
+      ConfigError: for data that do not exist, or are no points of the model's.
     """
     if data.startswith("digits_"):
         from ..systems import digits
@@ -219,6 +221,12 @@ def load_points(key: Any, data: str, num_points: int | None) -> tuple[Any, str |
         with np.load(data) as arrays:
             if "x" not in arrays:
                 raise ConfigError(f"data = {data} holds {', '.join(arrays)}, but no array x")
-            return jnp.asarray(arrays["x"][:num_points]), None
-    except (OSError, ValueError) as error:
+            points = arrays["x"]
+    except ConfigError:
+        raise
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: a bare array, no archive
         raise ConfigError(f"data = {data} cannot be read as .npz: {error}") from error
+    try:
+        return check_points(model, points)[:num_points], None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"data = {data}: {error}") from error

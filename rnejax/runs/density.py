@@ -20,7 +20,7 @@ def run(config: DensityRun, open_folder: OpenFolder) -> None:
     check_classes(config.model, config.condition)
     times = make_times(config, model)
     key_data, key_paths, key_flow = jax.random.split(jax.random.key(config.seed), 3)
-    points, dequantisation = load_points(key_data, config.data, config.num_points)
+    points, dequantisation = load_points(key_data, config.data, config.num_points, model)
     require_pictures()
     folder = open_folder()
 

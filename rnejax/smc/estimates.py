@@ -48,6 +48,7 @@ def log_normalizer_with_error(result: WeightedParticles) -> tuple[Array, Array]:
     same expression over the N particles' weights. With resampling, a final one included, one run does not know its own
     error: it is NaN; ask for groups (``num_groups``). One group or one particle has no standard error either (NaN).
     """
+    _check_result("log_normalizer_with_error", result)
     log_normalizer = result.log_normalizer
     if log_normalizer.ndim == 1:
         return log_mean_exp(log_normalizer), relative_error_of_mean(log_normalizer)
@@ -75,9 +76,7 @@ def weighted_mean(f: Callable[[Any], Any], result: WeightedParticles) -> tuple[A
     Particles of zero weight do not enter, whatever f is there. f that is not finite at a particle of positive
     weight gives NaN or an infinity.
     """
-    missing = [name for name in ("particles", "log_weights", "log_normalizer", "info") if not hasattr(result, name)]
-    if missing:
-        raise TypeError(f"weighted_mean takes the result of steer or smc.run; {type(result).__name__} has no {missing}")
+    _check_result("weighted_mean", result)
     if not callable(f):
         raise TypeError(f"f must be a function of one particle, got {f!r}")
     grouped = result.log_weights.ndim == 2
@@ -123,6 +122,7 @@ def resample(
     that any slice is a fair sample. A particle of zero weight is never returned. ``scheme`` as in
     :class:`rnejax.smc.Resampling`. ValueError for a scheme that does not exist or a ``num_samples`` below one.
     """
+    _check_result("resample", result)
     weights = _pooled_weights(result)
     check_key(key)
     num_samples = weights.size if num_samples is None else check_count("num_samples", num_samples)
@@ -130,6 +130,15 @@ def resample(
     chosen = resampler(scheme)(key_draw, weights.ravel(), num_samples)
     chosen = jax.random.permutation(key_order, chosen)
     return jax.tree.map(lambda leaf: leaf.reshape(weights.size, *leaf.shape[weights.ndim :])[chosen], result.particles)
+
+
+def _check_result(name: str, result: Any) -> None:
+    missing = [field for field in ("particles", "log_weights", "log_normalizer", "info") if not hasattr(result, field)]
+    if missing:
+        raise TypeError(
+            f"{name} takes the weighted particles of steer or smc.run; {type(result).__name__} has no "
+            f"{', no '.join(missing)}"
+        )
 
 
 def _pooled_weights(result: WeightedParticles) -> Array:

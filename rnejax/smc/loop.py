@@ -91,7 +91,7 @@ def run(
     num_steps = count_steps(steps)
 
     state = _start(key, problem, plan=plan)
-    traced = is_traced(state, steps, problem)
+    traced = is_traced(key, state, steps, problem)
     with_bar = not traced and (sys.stderr.isatty() if progress is None else progress)
     length = piece_length(num_steps) if with_bar else num_steps
     histories = []

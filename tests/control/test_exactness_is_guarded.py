@@ -105,3 +105,16 @@ def test_models_in_different_units_make_no_product():
     other = rj.DiffusionModel(PROCESS, score, "score", "reference", (2,), transform=rj.transforms.Affine(2.0))
     with pytest.raises(ValueError, match="must share one transform"):
         rj.product([MODEL, other])
+
+
+def test_the_gradient_of_a_low_variance_reward_beside_an_exact_one_is_refused():
+    exact = rj.tilt(MODEL, reward)
+    with pytest.raises(ValueError, match="shifts the auxiliary kernel"):
+        rj.steer(jax.random.key(0), rj.tilt(exact, reward, exact=False), TIMES, 4)
+    rj.steer(jax.random.key(0), rj.tilt(exact, reward, exact=False, gradient=False), TIMES, 4, warn=False)
+
+
+@pytest.mark.parametrize("options", [{"gradient": False}, {"at": "x0"}])
+def test_feynman_kac_refuses_rewards_that_it_has_no_weights_for(options):
+    with pytest.raises(ValueError, match="has no weights for rewards without one"):
+        rj.steer(jax.random.key(0), rj.tilt(MODEL, reward, exact=False, **options), TIMES, 4, proposal="feynman_kac")

@@ -134,6 +134,13 @@ class TestPredictionError:
         found = rj.control.prediction_error(jax.random.key(1), nothing, lambda x: x, times, 3 * np.eye(4))
         np.testing.assert_allclose(found.variances, 0, atol=1e-6)
 
+    def test_equal_errors_are_one_direction(self):
+        # C = e e^T, so that tr(C^2) / tr(C) = |e|^2, from as few as two points.
+        nothing = rj.DiffusionModel(self.PROCESS, lambda x, t: 0 * x, "x0", shape=(4,))
+        times = rj.time_grid(self.PROCESS, 2)
+        found = rj.control.prediction_error(jax.random.key(1), nothing, lambda x: x, times, np.full((2, 4), 1.5))
+        np.testing.assert_allclose(found.variances, 9.0, rtol=1e-5)
+
     def test_the_strength_of_the_likelihood_follows_it(self):
         times = rj.time_grid(self.PROCESS, 8)
         error = rj.control.prediction_error(jax.random.key(1), self.model(), lambda x: x, times, num_samples=64)

@@ -124,7 +124,7 @@ class TestRefusals:
             rj.tilt(gaussian(), reward, host=True, gradient=True)
 
     def test_something_that_is_no_target(self):
-        with pytest.raises(TypeError, match="expected a DiffusionModel or a Target, got str"):
+        with pytest.raises(TypeError, match="must be a DiffusionModel or a Target, got str"):
             rj.temper("model", 2.0)
 
     @pytest.mark.parametrize(

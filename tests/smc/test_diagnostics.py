@@ -81,6 +81,13 @@ def test_few_ancestors_are_warned_of():
     assert "all 100 particles descend from only" in message
 
 
+def test_of_groups_the_one_with_fewest_ancestors_is_told():
+    result = weighted_once(jnp.zeros((2, 100)), num_groups=2)
+    eve = jnp.stack([jnp.arange(100), jnp.arange(100) // 50])
+    (message,) = smc.diagnose(result._replace(info=result.info._replace(eve=eve)))
+    assert "all 100 particles descend from only 2 initial ones" in message
+
+
 def test_many_particles_of_zero_weight_are_warned_of():
     (message,) = smc.diagnose(weighted_once(jnp.where(jnp.arange(100) < 60, -jnp.inf, 0.0)))
     assert "60% of the final particles have weight zero" in message

@@ -80,3 +80,12 @@ def test_the_law_is_data_that_passes_through_jit():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         time_law(rj.processes.Cosine(), **arguments)
+
+
+def test_a_range_of_log_snr_bounds_the_times_that_are_looked_at():
+    process = rj.processes.Cosine()
+    t = time_law(process, log_snr_share=0.25, log_snr_range=(-2.0, 6.0))(jnp.linspace(0, 1, 100_001))
+    for level, inside in [(8.0, 0.0), (6.0, 0.0), (2.0, 0.5), (-2.0, 1.0), (-5.0, 1.0)]:
+        cleaner = 2 / np.pi * np.arctan(np.exp(-level / 2))  # times below this one
+        by_time = (cleaner - process.t_min) / (process.t_max - process.t_min)
+        assert float(jnp.mean(log_snr(process, t) > level)) == pytest.approx(0.25 * inside + 0.75 * by_time, abs=1e-3)
