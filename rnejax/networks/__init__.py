@@ -12,12 +12,14 @@ import jax
 from flax import nnx
 
 from .classifier import PooledClassifier, StridedClassifier
+from .egnn import EGNN
 from .functional import Functional, functional
 from .mlp import MLP
 from .stored import StoredNetwork, load_network, save_network
 from .unet import UNet
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
+    "egnn": EGNN,
     "mlp": MLP,
     "pooled_classifier": PooledClassifier,
     "strided_classifier": StridedClassifier,
@@ -25,6 +27,7 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 __all__ = [
+    "EGNN",
     "MLP",
     "NETWORKS",
     "Functional",

@@ -5,10 +5,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"GaussianMixture": "mixture"}
+_HOMES = {
+    "AlanineDipeptide": "alanine_dipeptide",
+    "DoubleWell": "potentials",
+    "GaussianMixture": "mixture",
+    "LennardJones": "potentials",
+    "MullerBrown": "potentials",
+}
 _MODULES = ("digits", "mixture")
 
-__all__ = ["GaussianMixture", "digits", "mixture"]
+__all__ = ["AlanineDipeptide", "DoubleWell", "GaussianMixture", "LennardJones", "MullerBrown", "digits", "mixture"]
 
 
 def __getattr__(name: str) -> Any:

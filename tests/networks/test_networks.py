@@ -48,10 +48,10 @@ def abstract(name, **arguments):
 
 def inputs(name, count):
     draw = np.random.default_rng(2)
-    shape = {"mlp": (2,), "unet": (8, 8, 1)}.get(name, (28, 28, 1))
+    shape = {"mlp": (2,), "unet": (8, 8, 1), "egnn": (13, 3)}.get(name, (28, 28, 1))
     x = jnp.asarray(draw.normal(size=(count, *shape)), jnp.float32)
     t = jnp.asarray(draw.uniform(size=count), jnp.float32)
-    return {"mlp": (x, t), "unet": (x, t, jnp.arange(count) % 4)}.get(name, (x,))
+    return {"mlp": (x, t), "egnn": (x, t), "unet": (x, t, jnp.arange(count) % 4)}.get(name, (x,))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,0 +1,68 @@
+"""Alanine dipeptide's energy against OpenMM's, on frames that scripts/check_alanine_dipeptide.py left here."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rnejax.systems import AlanineDipeptide
+from rnejax.systems.alanine_dipeptide import dihedral
+
+SYSTEM = AlanineDipeptide()
+
+
+@pytest.fixture(scope="module")
+def frames():
+    with np.load(Path(__file__).parent / "alanine_dipeptide_frames.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("temperature", [300.0, 800.0, 1200.0])
+def test_energies_and_forces_are_those_of_openmm(frames, temperature):
+    k = list(frames["temperatures"]).index(temperature)
+    energies, gradients = jax.jit(jax.vmap(jax.value_and_grad(SYSTEM.energy)))(frames["positions"][k])
+    np.testing.assert_allclose(energies, frames["energies"][k], rtol=1e-4)
+    of_force = np.linalg.norm(gradients + frames["forces"][k], axis=(1, 2))
+    assert np.all(of_force < 1e-4 * np.linalg.norm(frames["forces"][k], axis=(1, 2)))
+
+
+def test_every_term_counts(frames):
+    # Terms of the first frame, from OpenMM's force groups (kJ/mol).
+    assert SYSTEM.energy_terms(frames["positions"][0, 0]).shape == (5,)
+    assert np.all(np.abs(SYSTEM.energy_terms(frames["positions"][0, 0])) > 1)
+
+
+def test_moved_and_turned_it_has_the_same_energy(frames):
+    x = jnp.asarray(frames["positions"][0, 0])
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0].astype(np.float32)
+    np.testing.assert_allclose(SYSTEM.energy(x @ turn + 1.0), SYSTEM.energy(x), rtol=1e-4)
+
+
+def test_torsions_have_the_sign_of_iupac():
+    # Looking along the middle bond, the far one turned clockwise by 90 degrees is at +90.
+    x = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    np.testing.assert_allclose(dihedral(x, np.arange(4)[None]), [np.pi / 2], rtol=1e-6)
+    np.testing.assert_allclose(dihedral(x.at[3, 1].set(-1.0), np.arange(4)[None]), [-np.pi / 2], rtol=1e-6)
+
+
+def test_phi_and_psi_are_of_the_backbone(frames):
+    names = [name.split(":")[1] for name in SYSTEM.atom_names]
+    assert [names[i] for i in SYSTEM.phi_atoms] == ["C", "N", "CA", "C"]
+    assert [names[i] for i in SYSTEM.psi_atoms] == ["N", "CA", "C", "N"]
+    torsions = jax.vmap(SYSTEM.torsions)(frames["positions"].reshape(-1, 22, 3))
+    assert torsions.shape == (frames["positions"].shape[0] * frames["positions"].shape[1], 2)
+
+
+def test_a_clash_has_no_density(frames):
+    x = jnp.asarray(frames["positions"][0, 0])
+    assert not float(SYSTEM.energy(x.at[0].set(x[21] + 1e-6))) < 1e6
+
+
+def test_other_molecules_and_temperatures_are_refused():
+    with pytest.raises(ValueError, match=r"AlanineDipeptide has shape \(22, 3\), got \(23, 3\)"):
+        SYSTEM.energy(jnp.zeros((23, 3)))
+    with pytest.raises(ValueError, match="temperature must be positive, got -300"):
+        SYSTEM.thermal_energy(-300)
+    assert SYSTEM.thermal_energy(300.0) == pytest.approx(2.4943387854, rel=1e-9)
