@@ -93,7 +93,8 @@ def tabulate(
             f"no time of the grid has both signal and noise, between {times[0]:g} and {times[-1]:g}: nothing to measure"
         )
     table = jnp.stack([measure(model, x0, keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], levels)) for i in keep])
-    if not bool(jnp.all(jnp.isfinite(table))):
-        k = keep[int(jnp.argmin(jnp.isfinite(table)))]
-        raise ValueError(f"the network returned NaN or infinity at t = {times[k]:.6g} while its errors were measured")
+    failed = times[keep[~np.isfinite(np.asarray(table))]]
+    if failed.size:
+        where = f"at t = {failed.min():.6g}"
+        raise ValueError(f"the network returned NaN or infinity {where} while its errors were measured")
     return levels.log_snr[keep], table

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from .config import Run
     from .runs import RunFolder
+    from .runs.folder import Output
 
 COMMANDS = {
     "train": ("TrainRun", "train a diffusion model"),
@@ -38,28 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from .config import ConfigError, load_config
     from .control import RewardError
     from .runs.build import apply_device
-    from .runs.folder import RunFolder
+    from .runs.folder import Output
 
-    folders: list[RunFolder] = []  # none until the run has checked that it can start
+    output: Output | None = None
     try:
         config = load_config(_config_class(given.command), given.config, given.overrides)
         apply_device(config.device)
-        output = config.output or f"outputs/{Path(given.config).stem}"
-
-        def open_folder() -> RunFolder:
-            folders.append(RunFolder(output, given.command, config))
-            return folders[0]
-
+        output = Output(Path(config.output or f"outputs/{Path(given.config).stem}"), given.command, config)
         signal.signal(signal.SIGTERM, _interrupt)
-        importlib.import_module(f"rnejax.runs.{given.command}").run(config, open_folder)
+        importlib.import_module(f"rnejax.runs.{given.command}").run(config, output)
     except ConfigError as error:
         print(f"rnejax: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        return _say_interrupted(folders, str(error))
+        return _say_interrupted(_opened(output), str(error))
     except (FloatingPointError, RewardError) as error:  # NaN in a network, a reward or a loss; SMCError is one of these
-        return _say_failed(folders, error)
-    (folder,) = folders
+        return _say_failed(_opened(output), error)
+    except Exception as error:  # a mistake of ours, told with its traceback
+        _say_failed(_opened(output), error)
+        raise
+    folder = output.folder
+    assert folder is not None, "a run opens its folder"
     folder.finish()
     print(f"Finished. Everything is in {folder.path.resolve()}")
     for picture in folder.pictures:
@@ -126,27 +126,29 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt("terminated")
 
 
-def _say_interrupted(folders: list[RunFolder], reason: str) -> int:
-    if not folders:
+def _opened(output: Output | None) -> RunFolder | None:
+    return None if output is None else output.folder
+
+
+def _say_interrupted(folder: RunFolder | None, reason: str) -> int:
+    if folder is None:
         print("rnejax: interrupted before anything was computed", file=sys.stderr)
     else:
-        (folder,) = folders
         folder.record(interrupted=True)
         print(f"rnejax: {reason or 'interrupted'}; {_what_is_there(folder)}", file=sys.stderr)
     return 130
 
 
-def _say_failed(folders: list[RunFolder], error: Exception) -> int:
+def _say_failed(folder: RunFolder | None, error: Exception) -> int:
     print(f"rnejax: {error}", file=sys.stderr)
-    if folders:
-        (folder,) = folders
-        folder.record(error=str(error))
+    if folder is not None:
+        folder.record(error=f"{type(error).__name__}: {error}")
         print(f"rnejax: {_what_is_there(folder)}", file=sys.stderr)
     return 1
 
 
 def _what_is_there(folder: RunFolder) -> str:
-    return f"what was finished is in {folder.path}: {', '.join(['config.yaml', 'metrics.json', *folder.files])}"
+    return f"what was finished is in {folder.path}: {', '.join(folder.files)}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import rnejax as rj
+from rnejax.checkpoint import save_arrays
 from rnejax.cli import main
 from rnejax.runs.steer import diversity
 
@@ -53,6 +54,10 @@ def write(folder, text, name="run.yaml"):
     path = folder / name
     path.write_text(text)
     return str(path)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def metrics(folder):
@@ -236,6 +241,8 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(trained, tmp_path, 
         (["--network.arguments.chanels", "[8, 8]"], "did you mean 'channels'?"),
         (["--training.warmup_steps", "9"], "warmup_steps + decay_steps must not exceed num_steps"),
         (["--process.kind", "cosin"], "did you mean cosine?"),
+        (["--grid.t_min", "5"], "grid: "),
+        (["--network.name", "mlp", "--network.arguments", "{}"], "network.name = mlp cannot be trained on digits"),
     ],
 )
 def test_what_cannot_be_trained_is_told_before_a_folder_is_made(few_digits, tmp_path, capsys, change, message):
@@ -246,8 +253,31 @@ def test_what_cannot_be_trained_is_told_before_a_folder_is_made(few_digits, tmp_
 
 def test_a_state_of_other_settings_is_not_gone_on_from(trained, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    assert "model.safetensors" in before
     assert main(["train", write(tmp_path, SMALL_TRAINING), "--output", str(tmp_path / "out"), "--seed", "1"]) == 2
     assert "seed was 0, now 1" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_trained_model_is_not_replaced_by_another_run(trained, toy, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    assert main(["sample", write(tmp_path, "model: toy\n"), "--output", str(tmp_path / "out")]) == 2
+    assert "holds a trained model, which the run would replace" in capsys.readouterr().err
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_run_does_not_replace_its_own_input(toy, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(rj, "load_model", lambda name: toy)
+    path, out = write(tmp_path, "model: toy\ngrid: {num_steps: 2}\n"), tmp_path / "out"
+    assert main(["sample", path, "--output", str(out)]) == 0
+    save_arrays(out / "mine.safetensors", {"weight": np.zeros(1)})
+    before = contents(out)
+    for key, name, command in [("data", "samples.npz", "density"), ("model", "mine.safetensors", "sample")]:
+        assert main([command, path, f"--{key}", str(out / name), "--output", str(out)]) == 2
+        assert f"{key} = {out / name} lies in output = {out}" in capsys.readouterr().err
+        assert contents(out) == before
 
 
 def test_a_run_removes_the_pictures_of_the_one_before_and_nothing_else(toy, tmp_path):
@@ -291,6 +321,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(toy
             "jax.numpy:sin must return one number for one state",
         ),
         (["--grid.t_max", "5"], "grid: "),
+        (["--judge_label", "1"], "judge_label = 1, but judge is null"),
+        (["--judge", "judge", "--judge_label", "12"], "judge_label = 12: input should be less than or equal to 9"),
     ],
 )
 def test_what_cannot_be_steered_is_told_before_a_folder_is_made(toy, tmp_path, capsys, change, message):
@@ -334,6 +366,26 @@ def test_a_network_that_returns_nan_ends_the_run_with_the_step(toy, tmp_path, ca
     assert main(["sample", write(tmp_path, "model: toy\n"), "--output", str(tmp_path / "out")]) == 1
     assert "NaN" in capsys.readouterr().err
     assert "error" in metrics(tmp_path / "out")
+
+
+def test_a_mistake_of_ours_is_told_with_what_was_finished(toy, tmp_path, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise IndexError("out of bounds")
+
+    monkeypatch.setattr("rnejax.runs.steer.record_quality", broken)
+    with pytest.raises(IndexError):
+        main(["steer", write(tmp_path, GUIDE), "--output", str(tmp_path / "out")])
+    assert metrics(tmp_path / "out")["error"] == "IndexError: out of bounds"
+    assert "what was finished is in" in capsys.readouterr().err
+
+
+def test_a_file_may_be_named_as_the_shipped_data_are(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, "model: toy\ngrid: {num_steps: 2}\n")
+    np.savez("digits_mine.npz", x=np.full((2, 4, 4, 1), 0.5))
+    assert main(["density", path, "--data", "digits_mine.npz", "--output", "out"]) == 0
+    assert main(["density", path, "--data", "digits_tset", "--output", "other"]) == 2
+    assert "data = digits_tset is neither a file nor one of digits_train" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------------------------- what is said

@@ -68,6 +68,8 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path):
         (["--grid", "3"], "grid = 3: it has keys of its own, num_steps, kind, t_min, t_max"),
         (["--model.name", "x"], "model is 'a', which has no keys of its own"),
         (["--seed"], "--seed needs a value"),
+        (["--num_samples", "true"], "num_samples = true: input should be a number, not a truth value"),
+        (["--condition", "[]"], "condition = []: list should have at least 1 item"),
         (["--seed", str(2**32)], "seed = 4294967296: input should be less than 4294967296"),  # JAX would wrap it to 0
         (["seed", "3"], "expected --key value, got 'seed'"),
     ],
@@ -94,6 +96,11 @@ def test_a_mistake_in_a_target_is_found_where_it_is(tmp_path, target, message):
     with pytest.raises(ConfigError) as error:
         load_config(SteerRun, write(tmp_path, f"model: a\ntarget: {target}\n"))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["2026", "2026-11-24"])
+def test_an_output_folder_may_be_a_number_or_a_date(tmp_path, name):
+    assert load_config(SampleRun, write(tmp_path, "model: a\n"), ["--output", name]).output == name
 
 
 def test_a_key_of_another_kind_is_not_suggested_for_itself(tmp_path):

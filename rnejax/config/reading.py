@@ -45,12 +45,15 @@ def load_config(kind: type[ConfigType], path: str | Path, overrides: Sequence[st
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        # Of a choice between types every type complains, about one and the same key.
-        mistakes: dict[tuple[str, ...], str] = {}
+        # Of a choice between types every type complains, about one and the same key: the first that is not of the type.
+        mistakes: dict[Any, Any] = {}
         for item in error.errors():
-            mistakes.setdefault(tuple(_locate(kind, item["loc"])[1]), _explain(kind, item))
+            key = tuple(_locate(kind, item["loc"])[1])
+            if key not in mistakes or mistakes[key]["type"].endswith("_type") > item["type"].endswith("_type"):
+                mistakes[key] = item
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-        lines = [f"{count} in the configuration ({file}, and the command line):", *mistakes.values()]
+        explained = [_explain(kind, item) for item in mistakes.values()]
+        lines = [f"{count} in the configuration ({file}, and the command line):", *explained]
         raise ConfigError("\n  ".join(lines)) from None
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):  # which would be taken for 0 or 1
+        raise PydanticCustomError("no_truth_value", "input should be a number, not a truth value")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
+PositiveInt = Annotated[Integer, Field(ge=1)]
+Number = Annotated[Real, Field(allow_inf_nan=False)]
+Positive = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -29,7 +40,7 @@ class Device(Section):
     """compute in double precision"""
     matmul_precision: Literal["default", "high", "highest"] | None = None
     """of matrix products on accelerators; JAX's own default there is fast and rounds to about three digits"""
-    memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    memory_fraction: Annotated[Real, Field(gt=0, le=1)] | None = None
     """of a GPU's memory, reserved at the start; by default JAX's own"""
     num_cpu_devices: PositiveInt | None = None
     """split the CPU into this many devices"""
@@ -51,12 +62,17 @@ class Grid(Section):
 class Run(Section):
     """What every run has."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0
     """of all random numbers"""
     output: str | None = None
     """the folder for what the run makes; by default outputs/ and the configuration's name"""
     device: Device = Device()
     """where and how JAX computes"""
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _a_folder_may_be_a_number_or_a_date(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, (int, date)) and not isinstance(value, bool) else value
 
 
 class ModelRun(Run):
@@ -76,7 +92,7 @@ class ModelRun(Run):
 class SampleRun(ModelRun):
     """rnejax sample: draw from the model."""
 
-    condition: int | list[int | None] | None = None
+    condition: Integer | Annotated[list[Integer | None], Field(min_length=1)] | None = None
     """a class, several classes that take turns, or null for the model without a condition"""
     num_samples: PositiveInt = 64
     """how many"""
@@ -87,7 +103,7 @@ class DensityRun(ModelRun):
 
     data: str = "digits_test"
     """digits_train, digits_validation, digits_test, or an .npz file with an array x in the model's units"""
-    condition: int | None = None
+    condition: Integer | None = None
     """a class, or null for the model without a condition"""
     num_points: PositiveInt | None = 64
     """how many of the points, from the first; null for all"""
@@ -97,7 +113,7 @@ class DensityRun(ModelRun):
     """also by the probability-flow differential equation, for comparison"""
     tolerance: Positive = 1e-3
     """of its solver, in nats and in the model's units"""
-    num_probes: Annotated[int, Field(ge=0)] = 1
+    num_probes: Annotated[Integer, Field(ge=0)] = 1
     """random probes of its divergence; 0 for the exact one, which costs a derivative per dimension"""
 
 
@@ -108,7 +124,7 @@ class ClassReward(Section):
     """The log-probability of a class under a classifier of digits."""
 
     kind: Literal["class"]
-    label: Annotated[int, Field(ge=0, le=9)]
+    label: Annotated[Integer, Field(ge=0, le=9)]
     """the class"""
     strength: Number = 1.0
     """multiplies the log-probability"""
@@ -143,7 +159,7 @@ class Plain(Section):
     """The model under a condition, as it is; a base for others."""
 
     kind: Literal["model"]
-    condition: int | None = None
+    condition: Integer | None = None
     """a class, or null for the model without a condition"""
 
 
@@ -153,7 +169,7 @@ class Temper(Section):
     kind: Literal["temper"]
     exponent: Number
     """beta: the inverse temperature"""
-    condition: int | None = None
+    condition: Integer | None = None
     """a class, or null for the model without a condition"""
 
 
@@ -161,7 +177,7 @@ class Product(Section):
     """A product of the model under several conditions."""
 
     kind: Literal["product"]
-    conditions: Annotated[list[int | None], Field(min_length=1)]
+    conditions: Annotated[list[Integer | None], Field(min_length=1)]
     """one class, or null, per factor"""
     exponents: list[Number] | None = None
     """one per factor; all 1 by default"""
@@ -171,7 +187,7 @@ class Guide(Section):
     """Classifier-free guidance, corrected."""
 
     kind: Literal["guide"]
-    condition: int
+    condition: Integer
     """the class"""
     scale: Number = 2.0
     """1 is the conditional model itself"""
@@ -206,7 +222,7 @@ class SteerRun(ModelRun):
     """particles per group"""
     num_groups: PositiveInt | None = None
     """independent groups of particles, for honest errors"""
-    ess_threshold: Annotated[float, Field(ge=0)] = 0.5
+    ess_threshold: Annotated[Real, Field(ge=0)] = 0.5
     """resample below this fraction of the particles; 0 never, above 1 at every step"""
     proposal: Literal["symmetric", "feynman_kac"] | tuple[Number, Number] = "symmetric"
     """how particles move: a name, or the coefficients [c_a, c_b] of the two kernels"""
@@ -214,7 +230,7 @@ class SteerRun(ModelRun):
     """also run the same proposal without weights: what is done in practice"""
     judge: Literal["judge", "reward"] | None = None
     """a shipped classifier that judges the result, and is no part of it"""
-    judge_label: int | None = None
+    judge_label: Annotated[Integer, Field(ge=0, le=9)] | None = None
     """the class the judge should see; by default the one the target asks for"""
 
 
@@ -277,23 +293,23 @@ class Training(Section):
     """images per step"""
     learning_rate: Positive = 1e-3
     """its largest value"""
-    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    warmup_steps: Annotated[Integer, Field(ge=0)] = 200
     """steps of linear growth at the start"""
-    decay_steps: Annotated[int, Field(ge=0)] | None = 1000
+    decay_steps: Annotated[Integer, Field(ge=0)] | None = 1000
     """steps of cosine decay at the end; null for all after the warm-up"""
     clip_norm: Positive = 1.0
     """largest norm of a gradient"""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[Real, Field(ge=0)] = 0.0
     """decoupled"""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Annotated[Real, Field(ge=0, lt=1)] = 0.999
     """the share of the moving average that one step keeps"""
-    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
+    label_dropout: Annotated[Real, Field(ge=0, le=1)] = 0.1
     """share of the images whose class is hidden: what guidance needs"""
     dropout: bool = True
     """whether the network's dropout is on"""
     weighting: Literal["x0", "epsilon", "score", "v", "velocity"] | None = None
     """the quantity whose squared error is the loss; by default the one that is predicted"""
-    log_snr_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    log_snr_share: Annotated[Real, Field(ge=0, le=1)] = 0.5
     """share of the noise levels drawn uniformly in log-SNR, as the likelihood weighs them; the rest uniform in t"""
     log_snr_range: tuple[Number, Number] | None = (-2.0, 12.8)
     """where those are drawn; null for the whole range"""

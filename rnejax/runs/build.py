@@ -21,6 +21,7 @@ from ..config import (
     ConfigError,
     Device,
     FunctionReward,
+    Grid,
     Guide,
     InkReward,
     ModelRun,
@@ -29,6 +30,8 @@ from ..config import (
     Temper,
     Tilt,
 )
+
+SHIPPED_DATA = ("digits_train", "digits_validation", "digits_test")
 
 
 def apply_device(device: Device) -> None:
@@ -69,11 +72,14 @@ def load_model(config: ModelRun) -> rj.DiffusionModel:
     return model if config.covariance is None else model.with_covariance(config.covariance)
 
 
-def make_times(config: ModelRun, model: rj.DiffusionModel) -> np.ndarray:
-    """The time grid of a configuration."""
-    grid = config.grid
+def make_times(grid: Grid, process: Any) -> np.ndarray:
+    """The time grid of a configuration.
+
+    Raises:
+      ConfigError: for one that the process cannot have.
+    """
     try:
-        return rj.time_grid(model.process, grid.num_steps, grid.kind, t_min=grid.t_min, t_max=grid.t_max)
+        return rj.time_grid(process, grid.num_steps, grid.kind, t_min=grid.t_min, t_max=grid.t_max)
     except ValueError as error:
         raise ConfigError(f"grid: {error}") from error
 
@@ -209,7 +215,7 @@ def load_points(key: Any, data: str, num_points: int | None, model: rj.Diffusion
     Raises:
       ConfigError: for data that do not exist, or are no points of the model's.
     """
-    if data.startswith("digits_"):
+    if data in SHIPPED_DATA:
         from ..systems import digits
 
         try:
@@ -224,6 +230,8 @@ def load_points(key: Any, data: str, num_points: int | None, model: rj.Diffusion
             points = arrays["x"]
     except ConfigError:
         raise
+    except FileNotFoundError as error:
+        raise ConfigError(f"data = {data} is neither a file nor one of {', '.join(SHIPPED_DATA)}") from error
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: a bare array, no archive
         raise ConfigError(f"data = {data} cannot be read as .npz: {error}") from error
     try:

@@ -11,18 +11,18 @@ import rnejax as rj
 from .. import plot
 from ..config import DensityRun
 from .build import check_classes, load_model, load_points, make_times, with_condition
-from .folder import OpenFolder, require_pictures, summary
+from .folder import Output, require_pictures, summary
 
 
-def run(config: DensityRun, open_folder: OpenFolder) -> None:
+def run(config: DensityRun, output: Output) -> None:
     """Log-densities with standard errors; in bits per dimension where the points are dequantised pixels."""
     model = with_condition(load_model(config), config.condition)
     check_classes(config.model, config.condition)
-    times = make_times(config, model)
+    times = make_times(config.grid, model.process)
     key_data, key_paths, key_flow = jax.random.split(jax.random.key(config.seed), 3)
     points, dequantisation = load_points(key_data, config.data, config.num_points, model)
     require_pictures()
-    folder = open_folder()
+    folder = output.open()
 
     with folder.timed():
         result = rj.log_density(key_paths, model, points, times, num_paths=config.num_paths)

@@ -7,8 +7,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ class RunFolder:
     next run in the same folder can remove them.
 
     Raises:
-      ConfigError: if the folder cannot be made or written.
+      ConfigError: if the folder cannot be made or written, or holds what must not be lost: the run's own input, or a
+        model that was trained there. Nothing has been touched then.
     """
 
     def __init__(self, path: str | Path, command: str, config: Run):
         self.path = Path(path)
         self._metrics: dict[str, Any] = {"command": command, "finished": False, "files": []}
+        self._check_what_is_there(command, config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -70,8 +73,9 @@ class RunFolder:
 
     @property
     def files(self) -> list[str]:
-        """What was written so far, besides config.yaml and metrics.json."""
-        return list(self._metrics["files"])
+        """What is there, config.yaml and metrics.json first; of training also the state to go on from."""
+        states = [name for name in ("state.safetensors", "metrics.jsonl") if (self.path / name).exists()]
+        return ["config.yaml", "metrics.json", *self._metrics["files"], *states]
 
     @property
     def pictures(self) -> list[Path]:
@@ -88,19 +92,46 @@ class RunFolder:
         part.write_text(json.dumps(self._metrics, indent=2) + "\n")
         os.replace(part, self.path / "metrics.json")
 
+    def _check_what_is_there(self, command: str, config: Run) -> None:
+        for key in ("model", "data"):
+            file = Path(str(getattr(config, key, "")))
+            if file.is_file() and file.resolve().parent == self.path.resolve():
+                raise ConfigError(
+                    f"{key} = {file} lies in output = {self.path}, whose files the run would replace: choose another"
+                )
+        if command != "train" and self._previous().get("command") == "train":
+            raise ConfigError(
+                f"output = {self.path} holds a trained model, which the run would replace: choose another"
+            )
+
+    def _previous(self) -> dict[str, Any]:
+        """``metrics.json`` of the run before in this folder, if there was one."""
+        try:
+            metrics = json.loads((self.path / "metrics.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return metrics if isinstance(metrics, dict) else {}
+
     def _remove_previous(self) -> None:
         """A picture of an earlier run among those of this one would be a lie."""
-        try:
-            names = json.loads((self.path / "metrics.json").read_text())["files"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return
-        for name in names:
+        names = self._previous().get("files")
+        for name in names if isinstance(names, list) else []:
             if isinstance(name, str) and Path(name).name == name:
                 (self.path / name).unlink(missing_ok=True)
 
 
-OpenFolder = Callable[[], RunFolder]
-"""Runs are given this, and call it when nothing but computing is left to go wrong."""
+@dataclass
+class Output:
+    """Where a run will write. It is untouched until the run opens it, when only computing is left to go wrong."""
+
+    path: Path
+    command: str
+    config: Run
+    folder: RunFolder | None = None
+
+    def open(self) -> RunFolder:
+        self.folder = RunFolder(self.path, self.command, self.config)
+        return self.folder
 
 
 def require_pictures() -> None:

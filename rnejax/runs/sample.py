@@ -13,18 +13,18 @@ import rnejax as rj
 from .. import plot
 from ..config import SampleRun
 from .build import check_classes, load_model, make_times, with_condition
-from .folder import OpenFolder, require_pictures, summary
+from .folder import Output, require_pictures, summary
 
 
-def run(config: SampleRun, open_folder: OpenFolder) -> None:
+def run(config: SampleRun, output: Output) -> None:
     """Samples, their log-densities, a sheet of them if they are pictures."""
     model = load_model(config)
-    times = make_times(config, model)
+    times = make_times(config.grid, model.process)
     conditions = config.condition if isinstance(config.condition, list) else [config.condition]
     check_classes(config.model, *conditions)
     models = [with_condition(model, condition) for condition in conditions]
     require_pictures()
-    folder = open_folder()
+    folder = output.open()
 
     # Conditions take turns, so that any leading part of the samples is balanced.
     n = config.num_samples

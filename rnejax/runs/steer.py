@@ -12,7 +12,7 @@ import numpy as np
 import rnejax as rj
 
 from .. import plot
-from ..config import ClassReward, Product, SteerRun, Tilt
+from ..config import ClassReward, ConfigError, Product, SteerRun, Tilt
 from ..control.rewards import HostGuard
 from .build import (
     build_reward,
@@ -23,21 +23,23 @@ from .build import (
     load_model,
     make_times,
 )
-from .folder import OpenFolder, RunFolder, require_pictures
+from .folder import Output, RunFolder, require_pictures
 
 Judge = Callable[[Any], Any]
 
 
-def run(config: SteerRun, open_folder: OpenFolder) -> None:
+def run(config: SteerRun, output: Output) -> None:
     """Weighted particles, log Z, diagnostics; beside them, if asked for, the same proposal without any weights."""
     model = load_model(config)
-    times = make_times(config, model)
+    times = make_times(config.grid, model.process)
     check_classes(config.model, *conditions(config.target))
     check_rewards(tilts(config.target), model.shape)
     target = build_target(model, config.target)
+    if config.judge is None and config.judge_label is not None:
+        raise ConfigError(f"judge_label = {config.judge_label}, but judge is null: there is nobody to see it")
     judge = None if config.judge is None else load_classifier(config.judge)
     require_pictures()
-    folder = open_folder()
+    folder = output.open()
     key, key_uncorrected, key_sheet = jax.random.split(jax.random.key(config.seed), 3)
     settings: dict[str, Any] = {
         "num_particles": config.num_particles,

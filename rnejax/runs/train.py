@@ -12,24 +12,25 @@ import rnejax as rj
 
 from .. import plot
 from ..config import ConfigError, TrainRun
-from .build import build_process
-from .folder import OpenFolder, RunFolder, require_pictures, summary
+from .build import build_process, make_times
+from .folder import Output, RunFolder, require_pictures, summary
 
 
-def run(config: TrainRun, open_folder: OpenFolder) -> None:
+def run(config: TrainRun, output: Output) -> None:
     """A model in one file, the state to go on from, losses, and a sheet of samples.
 
     The same command in the same folder goes on from where it was stopped.
     """
     from ..networks import build, functional, num_weights
     from ..systems import digits
-    from ..training import denoising_evaluator, denoising_loss, fit, make_optimizer, time_law
+    from ..training import check_state, denoising_evaluator, denoising_loss, fit, make_optimizer, time_law
 
     settings = config.training
     key = jax.random.key(config.seed)
     key_init, key_fit = jax.random.split(key)
     key_evaluate, key_calibrate, key_sample = jax.random.split(jax.random.fold_in(key, 1), 3)
     process = build_process(config.process)
+    times = make_times(config.grid, process)  # of the samples at the end
     try:
         network = build(config.network.name, key_init, **config.network.arguments)
         law: Any = time_law(process, log_snr_share=settings.log_snr_share, log_snr_range=settings.log_snr_range)
@@ -64,8 +65,19 @@ def run(config: TrainRun, open_folder: OpenFolder) -> None:
         bound = jnp.asarray(errors(key_evaluate, params, *held_out).bound * np.prod(digits.IMAGE_SHAPE))
         return {"validation_bits_per_dimension_bound": float(digits.bits_per_dimension(-bound))}
 
+    try:
+        jax.eval_shape(loss, key_fit, params, jax.tree.map(lambda leaf: leaf[:1], train))
+    except Exception as error:  # whatever a network may raise that is none of such pictures
+        raise ConfigError(
+            f"network.name = {config.network.name} cannot be trained on {config.data} with training.dropout = "
+            f"{settings.dropout} ({type(error).__name__}: {error}); unet can"
+        ) from error
+    try:
+        check_state(output.path, fingerprint(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     require_pictures()
-    folder = open_folder()
+    folder = output.open()
     folder.record(num_weights=num_weights(params), num_images=len(train.labels))
     with folder.timed():
         try:
@@ -99,8 +111,7 @@ def run(config: TrainRun, open_folder: OpenFolder) -> None:
         condition=jnp.int32(null_label),
         batched=True,
     )
-    times = rj.time_grid(process, config.calibration_steps)
-    model = rj.calibrate(key_calibrate, model, times, data=held_out[0])
+    model = rj.calibrate(key_calibrate, model, rj.time_grid(process, config.calibration_steps), data=held_out[0])
     last = fitted.metrics[-1] if fitted.metrics else {}
     rj.save_model(
         folder.path / "model.safetensors",
@@ -113,7 +124,7 @@ def run(config: TrainRun, open_folder: OpenFolder) -> None:
     folder.record(**{name: value for name, value in last.items() if name != "seconds"})
     if fitted.interrupted:
         raise KeyboardInterrupt(f"interrupted after {last.get('step', 0)} of {settings.num_steps} steps")
-    draw_samples(folder, config, model, key_sample)
+    draw_samples(folder, model, times, config.num_samples, key_sample)
 
 
 def fingerprint(config: TrainRun) -> dict[str, Any]:
@@ -136,14 +147,10 @@ def draw_losses(folder: RunFolder, metrics: list[dict[str, float]]) -> None:
         folder.picture("losses.png", plot.curves(steps, lines, xlabel="step", ylabel="", log=True))
 
 
-def draw_samples(folder: RunFolder, config: TrainRun, model: rj.DiffusionModel, key: Any) -> None:
-    """Samples of the ten classes in turn, and what their own densities say."""
+def draw_samples(folder: RunFolder, model: rj.DiffusionModel, times: np.ndarray, n: int, key: Any) -> None:
+    """``n`` samples of the ten classes in turn, and what their own densities say."""
     from ..systems import digits
 
-    times = rj.time_grid(
-        model.process, config.grid.num_steps, config.grid.kind, t_min=config.grid.t_min, t_max=config.grid.t_max
-    )
-    n = config.num_samples
     x = np.zeros((n, *digits.IMAGE_SHAPE), np.float32)
     log_density = np.zeros(n, np.float32)
     for label in range(min(n, digits.NUM_CLASSES)):

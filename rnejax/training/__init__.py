@@ -2,7 +2,7 @@
 
 from .denoising import DenoisingErrors, denoising_evaluator, denoising_loss
 from .ema import ema_decay, ema_update
-from .fit import FitResult, FitState, fit
+from .fit import FitResult, FitState, check_state, fit
 from .losses import drop_labels, score_matching_loss
 from .optimizer import learning_rate_schedule, make_optimizer
 from .times import TimeLaw, low_discrepancy_uniforms, time_law
@@ -12,6 +12,7 @@ __all__ = [
     "FitResult",
     "FitState",
     "TimeLaw",
+    "check_state",
     "denoising_evaluator",
     "denoising_loss",
     "drop_labels",

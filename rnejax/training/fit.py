@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..checkpoint import CheckpointError, load_arrays, save_arrays
+from ..checkpoint import CheckpointError, load_arrays, load_metadata, save_arrays
 from .ema import ema_decay as decay_at
 from .ema import ema_update
 
@@ -215,10 +215,24 @@ def _save(path: Path, state: FitState, metrics: list[dict[str, float]], fingerpr
     (path.parent / "metrics.jsonl").write_text(lines)
 
 
+def check_state(folder: str | Path, fingerprint: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where `fit` would refuse to go on from the state in a folder: before anything is done."""
+    path = Path(folder) / "state.safetensors"
+    if path.exists():
+        _check_fingerprint(path, load_metadata(path), fingerprint)
+
+
 def _resume(
     path: Path, like: FitState, fingerprint: Mapping[str, Any] | None
 ) -> tuple[FitState, list[dict[str, float]]]:
     tree, metadata = load_arrays(path, like._asdict())
+    _check_fingerprint(path, metadata, fingerprint)
+    log = path.parent / "metrics.jsonl"
+    reports = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return FitState(**tree), [report for report in reports if report["step"] <= metadata["step"]]
+
+
+def _check_fingerprint(path: Path, metadata: Mapping[str, Any], fingerprint: Mapping[str, Any] | None) -> None:
     wanted = json.loads(json.dumps(dict(fingerprint or {})))
     stored = metadata.get("fingerprint", {})
     differing = sorted(name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name))
@@ -228,9 +242,6 @@ def _resume(
             + ", ".join(f"{name} was {stored.get(name)!r}, now {wanted.get(name)!r}" for name in differing)
             + "; choose another folder, or delete this one to start afresh"
         )
-    log = path.parent / "metrics.jsonl"
-    reports = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    return FitState(**tree), [report for report in reports if report["step"] <= metadata["step"]]
 
 
 def _check_sizes(

@@ -53,8 +53,8 @@ def test_densities_are_those_of_clean_data(process):
     np.testing.assert_allclose(given.log_density, exact, atol=1e-3)
 
 
-# A schedule, one whose alpha vanishes at the other end, and a table of betas.
-@pytest.mark.parametrize("process", [PROCESSES[0], PROCESSES[2], PROCESSES[4]], ids=lambda p: type(p).__name__)
+# A schedule whose alpha vanishes at the other end, and a table of betas.
+@pytest.mark.parametrize("process", [PROCESSES[2], PROCESSES[4]], ids=lambda process: type(process).__name__)
 class TestNoNoiseAtTheEnd:
     def test_the_model_itself_is_its_own_target(self, process):
         result = rj.steer(KEY, gaussian(process), grid(process), 64, **QUIET)
