@@ -37,8 +37,41 @@ def pair_distances_squared(x: Array) -> Array:
     return jnp.sum((x[first] - x[second]) ** 2, axis=-1)
 
 
+class ReducedUnits:
+    """Energies and temperatures have one unit."""
+
+    def thermal_energy(self, temperature: Any) -> float:
+        """kT in units of the energy: the temperature itself.
+
+        Raises:
+          ValueError: for anything but a positive number.
+        """
+        return check_temperature(temperature)
+
+
+class Cluster(ReducedUnits):
+    """Particles that nothing holds in one place: their centre of mass is left out."""
+
+    num_particles: int
+    dimension: int
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if check_count(f"num_particles of {name}", self.num_particles) < 2:
+            raise ValueError(f"num_particles of {name} must be at least 2: energies are those of pairs")
+        check_count(f"dimension of {name}", self.dimension)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.num_particles, self.dimension)
+
+    @property
+    def subspace(self) -> Subspace:
+        return CentreOfMassFree()
+
+
 @dataclass(frozen=True)
-class MullerBrown:
+class MullerBrown(ReducedUnits):
     """Three wells and two saddles in the plane (Müller and Brown 1979).
 
     energy = scale * sum_k A_k exp(a_k (x - X_k)^2 + b_k (x - X_k)(y - Y_k) + c_k (y - Y_k)^2)
@@ -76,13 +109,9 @@ class MullerBrown:
         dy = x[1] - jnp.asarray([0.0, 0.5, 1.5, 1.0])
         return self.scale * jnp.sum(depth * jnp.exp(a * dx**2 + b * dx * dy + c * dy**2))
 
-    def thermal_energy(self, temperature: Any) -> float:
-        """kT in units of the energy: the temperature itself."""
-        return check_temperature(temperature)
-
 
 @dataclass(frozen=True)
-class DoubleWell:
+class DoubleWell(Cluster):
     """Particles whose pairs sit in a double well of their distance (Köhler et al. 2020); DW-4 is ``DoubleWell(4)``.
 
     energy = sum_{i < j} b (d_ij - d_0)^2 + c (d_ij - d_0)^4,   b = -4, c = 0.9, d_0 = 4,
@@ -101,17 +130,6 @@ class DoubleWell:
     quartic: float = 0.9
     distance: float = 4.0
 
-    def __post_init__(self) -> None:
-        _check_cluster(self)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (self.num_particles, self.dimension)
-
-    @property
-    def subspace(self) -> Subspace:
-        return CentreOfMassFree()
-
     def energy(self, x: Array) -> Array:
         """Of one configuration (particles, dimension).
 
@@ -122,13 +140,9 @@ class DoubleWell:
         stretch = jnp.sqrt(pair_distances_squared(x)) - self.distance
         return jnp.sum(self.quadratic * stretch**2 + self.quartic * stretch**4)
 
-    def thermal_energy(self, temperature: Any) -> float:
-        """kT in units of the energy: the temperature itself."""
-        return check_temperature(temperature)
-
 
 @dataclass(frozen=True)
-class LennardJones:
+class LennardJones(Cluster):
     """A cluster in a harmonic trap around its own centre; LJ-13 is ``LennardJones(13)``.
 
     energy = strength * sum_{i < j} [(r_m / d_ij)^12 - 2 (r_m / d_ij)^6] + trap / 2 * sum_i |x_i - centre|^2
@@ -145,17 +159,6 @@ class LennardJones:
     minimum: float = 1.0
     trap: float = 1.0
 
-    def __post_init__(self) -> None:
-        _check_cluster(self)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (self.num_particles, self.dimension)
-
-    @property
-    def subspace(self) -> Subspace:
-        return CentreOfMassFree()
-
     def energy(self, x: Array) -> Array:
         """Of one configuration (particles, dimension).
 
@@ -167,14 +170,3 @@ class LennardJones:
         # Not a difference of powers: at no distance that would be inf - inf.
         pairs = jnp.sum(attraction * (attraction - 2))
         return self.strength * pairs + 0.5 * self.trap * jnp.sum((x - jnp.mean(x, axis=0)) ** 2)
-
-    def thermal_energy(self, temperature: Any) -> float:
-        """kT in units of the energy: the temperature itself."""
-        return check_temperature(temperature)
-
-
-def _check_cluster(system: Any) -> None:
-    name = type(system).__name__
-    if check_count(f"num_particles of {name}", system.num_particles) < 2:
-        raise ValueError(f"num_particles of {name} must be at least 2: energies are those of pairs")
-    check_count(f"dimension of {name}", system.dimension)

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..checks import check_count, check_key
 from ..kernels import Array, Subspace
+from ..smc.progress import piece_length, progress_bar
 
 
 class System(Protocol):
@@ -119,13 +120,10 @@ def parallel_tempering(
     move = partial(_round, system, beta, check_count("integration_steps", integration_steps))
     key_hot, key_burn, key_run = jax.random.split(key, 3)
 
-    hottest = int(np.argmax(thermal))
-    hot = _hot_starts(key_hot, system, beta[hottest], start, num_chains // 2, integration_steps, step_size, burn_in)
-    cold = jnp.broadcast_to(quench(system, start), hot.shape)
-    x = jnp.repeat(jnp.concatenate([cold, hot])[:, None], len(thermal), axis=1)
-    replicas = Replicas(x, jax.vmap(jax.vmap(system.energy))(x), jnp.full(len(thermal), np.log(step_size), x.dtype))
+    def begin(x: Array) -> Replicas:
+        return Replicas(x, jax.vmap(jax.vmap(system.energy))(x), jnp.full(x.shape[1], np.log(step_size), x.dtype))
 
-    def tune(replicas: Replicas, step: tuple[Array, Array]) -> tuple[Replicas, None]:
+    def tune(move: Any, replicas: Replicas, step: tuple[Array, Array]) -> tuple[Replicas, None]:
         key, number = step
         replicas, acceptance, _ = move(key, replicas, number)
         # Robbins and Monro; the gain falls as a power between 1/2 and 1, so that it stops where it should.
@@ -144,12 +142,16 @@ def parallel_tempering(
         return replicas, (replicas.x, replicas.energy, acceptance.mean(axis=0), swaps)
 
     bar = sys.stderr.isatty() if progress is None else progress
-    replicas, _ = _in_pieces(tune, replicas, key_burn, burn_in, "burning in", bar)
-    replicas, (x, energy, acceptance, swaps) = _in_pieces(sample, replicas, key_run, num_samples, "sampling", bar)
-    x = jnp.moveaxis(x, 0, 2).swapaxes(
-        0, 1
-    )  # (samples, chains, temperatures, ...) -> (temperatures, chains, samples, ...)
-    energy = jnp.moveaxis(energy, 0, 2).swapaxes(0, 1)
+    at_hottest = partial(_round, system, beta[np.argmax(thermal)][None], integration_steps)
+    alone = begin(jnp.broadcast_to(start, (num_chains // 2, 1, *start.shape)))
+    hot = _in_pieces(partial(tune, at_hottest), alone, key_hot, burn_in, bar)[0].x
+    cold = jnp.broadcast_to(quench(system, start), hot.shape)
+    replicas = begin(jnp.repeat(jnp.concatenate([cold, hot]), len(thermal), axis=1))
+    replicas, _ = _in_pieces(partial(tune, move), replicas, key_burn, burn_in, bar)
+    replicas, (x, energy, acceptance, swaps) = _in_pieces(sample, replicas, key_run, num_samples, bar)
+    # From (samples, chains, temperatures, ...) to (temperatures, chains, samples, ...).
+    x = jnp.swapaxes(x, 0, 2)
+    energy = jnp.swapaxes(energy, 0, 2)
     offered = jnp.isfinite(swaps)
     return Reference(
         x,
@@ -255,45 +257,16 @@ def _round(
     return Replicas(x[chains, index], energy[chains, index], replicas.log_step_size), acceptance.mean(axis=0), swaps
 
 
-def _hot_starts(
-    key: Array,
-    system: System,
-    beta: Array,
-    start: Array,
-    count: int,
-    integration_steps: int,
-    step_size: float,
-    rounds: int,
-) -> Array:
-    """``count`` independent runs at the highest temperature."""
-    alone = Replicas(
-        jnp.broadcast_to(start, (count, 1, *start.shape)),
-        jnp.full((count, 1), system.energy(start)),
-        jnp.full(1, np.log(step_size), start.dtype),
-    )
-
-    def tune(replicas: Replicas, step: tuple[Array, Array]) -> tuple[Replicas, None]:
-        key, number = step
-        replicas, acceptance, _ = _round(system, beta[None], integration_steps, key, replicas, number)
-        gain = 1.0 / (1.0 + number) ** 0.6
-        return replicas._replace(log_step_size=replicas.log_step_size + gain * (acceptance - 0.8)), None
-
-    steps = (jax.random.split(key, rounds), jnp.arange(rounds))
-    return jax.jit(lambda replicas: jax.lax.scan(tune, replicas, steps)[0])(alone).x[:, 0]
-
-
-def _in_pieces(step: Any, carry: Any, key: Array, count: int, name: str, bar: bool) -> tuple[Any, Any]:
-    """A scan of ``count`` steps in compiled pieces, with a bar between them."""
-    from tqdm import tqdm
-
+def _in_pieces(step: Any, carry: Any, key: Array, count: int, bar: bool) -> tuple[Any, Any]:
+    """A scan of ``count`` steps in compiled pieces, between which a bar moves."""
     keys, numbers = jax.random.split(key, count), jnp.arange(count)
-    length = max(1, count // 50)
+    length = piece_length(count)
     scan = jax.jit(lambda carry, steps: jax.lax.scan(step, carry, steps))
     outs = []
-    with tqdm(total=count, desc=name, disable=not bar) as progress:
+    with progress_bar(count, bar) as advance:
         for first in range(0, count, length):
             piece = slice(first, min(first + length, count))
             carry, out = scan(carry, (keys[piece], numbers[piece]))
             outs.append(jax.device_get(out))
-            progress.update(piece.stop - piece.start)
+            advance(piece.stop - piece.start)
     return carry, jax.tree.map(lambda *leaves: jnp.concatenate([jnp.asarray(leaf) for leaf in leaves]), *outs)
