@@ -71,6 +71,10 @@ class Functional:
         self._random_streams = random_streams
         self._abstract = abstract  # nnx.State of shapes: the names and kinds of the weights
 
+    def as_prediction(self) -> NnxCall:
+        """What a model calls, ``fn(params, x, t, condition)``: a module that takes no condition is given none."""
+        return NnxCall(self.graph, self._random_streams, self._abstract)
+
     @property
     def like(self) -> Any:
         """The weights' names, shapes and types: nested dictionaries of ``jax.ShapeDtypeStruct``."""

@@ -157,6 +157,20 @@ class DiffusionModel:
         level = self.process.level(t)
         return level.score(x, self._excess(x[None], level)[0])
 
+    def energy(self, x: Array, t: Any) -> Array:
+        """E(x, t) = -log p_t(x) in nats, up to whatever constant the network has; in the network's coordinates.
+
+        Raises:
+          ValueError: where the network predicts anything else, or x is not one state.
+        """
+        if self.prediction != "energy":
+            raise ValueError(
+                f"this model's network predicts {self.prediction!r}, which is no energy: log p_t(x) is what "
+                "rnejax.log_density estimates"
+            )
+        self.check_state("x", x)
+        return self._call(x[None], self.process.level(t))[0]
+
     def kernel(self, transition: GaussianTransition, x_t: Array, evaluation: Evaluation) -> Gaussian:
         """K(x_s | x_t) from what the model said of x_t (one example)."""
         if self.covariance.euler:

@@ -222,7 +222,8 @@ def _network(path: Path, recipe: Mapping[str, Any]) -> tuple[Callable[..., Any],
         module = nnx.eval_shape(lambda: build(recipe["name"], jax.random.key(0), **recipe["arguments"]))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} was made for a network that this version does not have: {error}") from error
-    return functional(module)
+    apply, like = functional(module)
+    return apply.as_prediction(), like
 
 
 def _process_to_json(process: Any) -> dict[str, Any]:

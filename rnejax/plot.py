@@ -218,6 +218,60 @@ def log_density_histogram(groups: Mapping[str, Any], *, bins: int = 40, unit: st
     return _clean(figure)
 
 
+def histograms(
+    groups: Mapping[str, Any], *, xlabel: str, weights: Mapping[str, Any] | None = None, bins: int = 80, title: str = ""
+) -> Figure:
+    """Densities of numbers, one line per named set, over the range of all of them.
+
+    Args:
+      groups: numbers by name; what is not finite cannot be drawn, and is counted in the legend.
+      weights: of some of the sets, by name.
+    """
+    values = {name: np.asarray(group, np.float64).ravel() for name, group in groups.items()}
+    finite = np.concatenate([each[np.isfinite(each)] for each in values.values()])
+    low, high = np.quantile(finite, [0.0005, 0.9995])
+    edges = np.linspace(float(low), float(high), bins + 1)
+    figure = _figure(5.2, 3.4)
+    ax = figure.subplots()
+    for (name, each), colour in zip(values.items(), _colours(len(values)), strict=True):
+        share = (weights or {}).get(name)
+        share = np.full(each.size, 1 / each.size) if share is None else np.asarray(share, np.float64).ravel()
+        heights = np.histogram(each, edges, weights=share)[0] / np.diff(edges)
+        outside = 1 - np.sum(heights * np.diff(edges)) / share.sum()
+        label = name if outside < 2e-3 else f"{name} ({100 * outside:.2g} % outside)"
+        ax.stairs(heights, edges, color=colour, label=label, linewidth=1.2)
+    ax.set(xlabel=xlabel, ylabel="density", title=title)
+    ax.legend(frameon=False, fontsize=8)
+    return _clean(figure)
+
+
+def ramachandran(groups: Mapping[str, Any], *, kT: float = 1.0, unit: str = "kT", title: str = "") -> Figure:
+    """Free energies -kT log P over the torsions phi and psi, side by side on one scale; white where no sample is.
+
+    Args:
+      groups: shares of a histogram by name, (bins, bins), phi along the first axis (``systems.metrics``).
+    """
+    levels = {}
+    for name, shares in groups.items():
+        with np.errstate(divide="ignore"):
+            level = -kT * np.log(np.asarray(shares, np.float64))
+        levels[name] = np.where(np.isfinite(level), level - level.min(), np.nan)
+    highest = max(float(np.nanmax(level)) for level in levels.values())
+    figure = _figure(2.9 * len(levels) + 0.8, 3.1)
+    axes = figure.subplots(1, len(levels), squeeze=False, sharey=True)[0]
+    for ax, (name, level) in zip(axes, levels.items(), strict=True):
+        drawn = ax.imshow(
+            level.T, origin="lower", extent=(-180, 180, -180, 180), vmin=0, vmax=highest, cmap="viridis", aspect="equal"
+        )
+        ax.set(xlabel="phi (degrees)", title=name, xticks=[-180, -90, 0, 90, 180], yticks=[-180, -90, 0, 90, 180])
+        ax.title.set_fontsize(9)
+    axes[0].set_ylabel("psi (degrees)")
+    figure.colorbar(drawn, ax=list(axes), label=f"free energy ({unit})", shrink=0.85)
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
 def curves(
     x: Any, groups: Mapping[str, Any], *, xlabel: str, ylabel: str, log: bool = False, title: str = ""
 ) -> Figure:

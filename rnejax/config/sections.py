@@ -234,6 +234,77 @@ class SteerRun(ModelRun):
     """the class the judge should see; by default the one the target asks for"""
 
 
+# -------------------------------------------------------------------------------------------------------- molecules
+
+
+class MullerBrownSystem(Section):
+    """Three wells in the plane."""
+
+    kind: Literal["muller_brown"]
+    scale: Positive = 1.0
+    """multiplies the energy"""
+
+
+class DoubleWellSystem(Section):
+    """Particles whose pairs sit in double wells; DW-4 by default."""
+
+    kind: Literal["double_well"]
+    num_particles: PositiveInt = 4
+    """how many"""
+    dimension: PositiveInt = 2
+    """of the space they live in"""
+
+
+class LennardJonesSystem(Section):
+    """A cluster of Lennard-Jones particles in a harmonic trap; LJ-13 by default."""
+
+    kind: Literal["lennard_jones"]
+    num_particles: PositiveInt = 13
+    """how many"""
+    dimension: PositiveInt = 3
+    """of the space they live in"""
+    strength: Positive = 2.0
+    """depth of a pair's well; 2 is the convention of DEM and PITA"""
+
+
+class AlanineDipeptideSystem(Section):
+    """22 atoms in implicit solvent; nm, kJ/mol, K."""
+
+    kind: Literal["alanine_dipeptide"]
+
+
+System = Annotated[
+    MullerBrownSystem | DoubleWellSystem | LennardJonesSystem | AlanineDipeptideSystem, Field(discriminator="kind")
+]
+
+
+class ReferenceRun(Run):
+    """rnejax reference: samples of a system at several temperatures, by parallel tempering with Hamiltonian moves."""
+
+    system: System
+    """what is sampled"""
+    temperatures: Annotated[list[Positive], Field(min_length=2)]
+    """the ladder, in strict order, in the system's unit (K for molecules)"""
+    keep: list[Positive] | None = None
+    """those whose samples are stored; all by default"""
+    num_sets: PositiveInt = 2
+    """independent runs, each with a key of its own: one against another is the floor of every metric"""
+    num_chains: PositiveInt = 16
+    """replicas of the whole ladder in each run; an even number"""
+    num_samples: PositiveInt = 500
+    """of each chain at each temperature"""
+    rounds_between: PositiveInt = 10
+    """moves and swaps from one sample to the next"""
+    burn_in: PositiveInt = 1000
+    """rounds before the first sample, and of the hot start"""
+    integration_steps: PositiveInt = 10
+    """leapfrog steps per move"""
+    step_size: Positive = 0.01
+    """of the integrator, before it is tuned; in units of length"""
+    target_acceptance: Annotated[Real, Field(gt=0, lt=1)] = 0.8
+    """where tuning aims"""
+
+
 # ---------------------------------------------------------------------------------------------------------------- train
 
 
@@ -241,18 +312,24 @@ class CosineProcess(Section):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
 
     kind: Literal["cosine"]
+    t_min: Positive | None = None
+    """smallest time; by default the process's"""
 
 
 class RectifiedFlowProcess(Section):
     """alpha = 1 - t, sigma = t."""
 
     kind: Literal["rectified_flow"]
+    t_min: Positive | None = None
+    """smallest time; by default the process's"""
 
 
 class VariancePreservingProcess(Section):
     """The linear schedule of DDPM in continuous time."""
 
     kind: Literal["variance_preserving"]
+    t_min: Positive | None = None
+    """smallest time; by default the process's"""
     beta_min: Positive = 0.1
     """rate of noising at t = 0"""
     beta_max: Positive = 20.0
@@ -284,13 +361,27 @@ class Network(Section):
     """of its constructor"""
 
 
+class MoleculeData(Section):
+    """Samples of a molecular system at one temperature."""
+
+    system: System
+    """what they are samples of"""
+    reference: str
+    """the name of shipped samples, or a file that rnejax reference wrote; the first set trains, the last validates"""
+    temperature: Positive
+    """one of those stored there"""
+
+
+Term = Literal["score", "rne", "rne_euler", "fokker_planck", "prior"]
+
+
 class Training(Section):
     """How the network is fitted: denoising score matching, Adam, a moving average of the weights."""
 
     num_steps: PositiveInt = 6000
     """optimiser steps in all"""
     batch_size: PositiveInt = 32
-    """images per step"""
+    """examples per step"""
     learning_rate: Positive = 1e-3
     """its largest value"""
     warmup_steps: Annotated[Integer, Field(ge=0)] = 200
@@ -304,7 +395,7 @@ class Training(Section):
     ema_decay: Annotated[Real, Field(ge=0, lt=1)] = 0.999
     """the share of the moving average that one step keeps"""
     label_dropout: Annotated[Real, Field(ge=0, le=1)] = 0.1
-    """share of the images whose class is hidden: what guidance needs"""
+    """share of the images whose class is hidden: what guidance needs; molecules have none"""
     dropout: bool = True
     """whether the network's dropout is on"""
     weighting: Literal["x0", "epsilon", "score", "v", "velocity"] | None = None
@@ -313,10 +404,16 @@ class Training(Section):
     """share of the noise levels drawn uniformly in log-SNR, as the likelihood weighs them; the rest uniform in t"""
     log_snr_range: tuple[Number, Number] | None = (-2.0, 12.8)
     """where those are drawn; null for the whole range"""
+    antithetic: bool = False
+    """take every noise and its opposite, two evaluations per example: less noise in gradients where noise is small"""
+    terms: dict[Term, Positive] | None = None
+    """of an energy's loss, with their weights; by default score matching alone"""
+    residual_covariance: Literal["reference", "hutchinson", "diagonal", "full"] = "full"
+    """of the reverse kernel in the residual rne"""
     steps_per_call: PositiveInt = 1
     """optimiser steps in one compiled call; more is faster on an accelerator"""
     report_every: PositiveInt = 200
-    """steps between reports, which evaluate the moving average on validation images"""
+    """steps between reports, which evaluate the moving average on validation examples"""
     save_every: PositiveInt = 200
     """steps between saved states, from which an interrupted run goes on"""
 
@@ -324,21 +421,21 @@ class Training(Section):
 class TrainRun(Run):
     """rnejax train: make a diffusion model."""
 
-    data: Literal["digits"] = "digits"
+    data: Literal["digits"] | MoleculeData = "digits"
     """what it is a model of"""
     process: Process = CosineProcess(kind="cosine")
     """what noise does"""
-    prediction: Literal["score", "x0", "epsilon", "v", "velocity"] = "v"
+    prediction: Literal["score", "x0", "epsilon", "v", "velocity", "energy"] = "v"
     """what the network returns"""
     network: Network = Network()
     """which network"""
     training: Training = Training()
     """how it is fitted"""
     calibration_steps: PositiveInt = 100
-    """times at which the covariance of the reverse kernel is tabulated, on validation images"""
+    """times at which the covariance of the reverse kernel is tabulated, on validation examples"""
     storage: Literal["float32", "bfloat16", "float16"] = "float32"
     """type of the stored weights"""
     num_samples: PositiveInt = 100
-    """for the sheet of samples, ten classes in turn"""
+    """drawn at the end: digits in ten classes in turn, molecules to be compared with the reference"""
     grid: Grid = Grid()
     """of those samples"""

@@ -25,7 +25,8 @@ class EGNN(nnx.Module):
         num_radial: Gaussian functions of the distance.
         reach: largest distance that they resolve, in units of x; beyond it pairs still interact, by d / (1 + d).
         embedding: size of the embedding of the noise level.
-        output: "vector", of the shape of x and without a centre of mass, or "scalar", an energy.
+        output: "vector", of the shape of x and without a centre of mass, "scalar", a number, or "energy", |x|^2 / 2
+            plus that number: the energy of standard normal data, to start with.
         time_scale: the coordinate in which t is embedded, see `layers.noise_coordinate`.
         rngs: source of the initial weights. The last layer starts at zero.
     """
@@ -44,7 +45,7 @@ class EGNN(nnx.Module):
         time_scale: str = "logit",
         rngs: nnx.Rngs,
     ):
-        check_choice("output", output, ("vector", "scalar"))
+        check_choice("output", output, ("vector", "scalar", "energy"))
         self.shape = tuple(shape)
         self.kinds = (0,) * shape[0] if kinds is None else tuple(int(kind) for kind in kinds)
         if len(self.kinds) != shape[0] or min(self.kinds) < 0:
@@ -58,7 +59,7 @@ class EGNN(nnx.Module):
         self.layers = nnx.List([Messages(features, num_radial + 1, embedding, rngs=rngs) for _ in range(num_layers)])
         zeros = nnx.initializers.zeros_init()
         self.last = nnx.Linear(features, 1, use_bias=False, kernel_init=zeros, rngs=rngs)
-        self.last_of_particles = nnx.Linear(features, 1, kernel_init=zeros, rngs=rngs) if output == "scalar" else None
+        self.last_of_particles = nnx.Linear(features, 1, kernel_init=zeros, rngs=rngs) if output != "vector" else None
 
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
         """The prediction.
@@ -86,7 +87,8 @@ class EGNN(nnx.Module):
             h, messages = layer(h, radial, e, 1 - own)
         if self.last_of_particles is not None:
             pairs = jnp.sum(self.last(messages) * (1 - own), axis=(-3, -2, -1)) / n
-            return pairs + jnp.sum(self.last_of_particles(nnx.silu(h)), axis=(-2, -1))
+            number = pairs + jnp.sum(self.last_of_particles(nnx.silu(h)), axis=(-2, -1))
+            return number + 0.5 * jnp.sum(x**2, axis=(-2, -1)) if self.output == "energy" else number
         # These numbers are not symmetric, so that the sum over all particles is not zero by itself.
         strength = self.last(messages) * (1 - own) / (1 + distances)
         vector = jnp.sum(strength * differences, axis=-2)

@@ -3,9 +3,10 @@
 import math
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from .arguments import check_last_axes
+from .arguments import check_choice, check_last_axes
 from .layers import NoiseEmbedding
 
 
@@ -16,7 +17,8 @@ class MLP(nnx.Module):
         shape: of one example; it is flattened inside.
         hidden: width.
         depth: number of residual blocks h + W_2 silu(W_1 h + e).
-        output: "like_x" for a vector the shape of x, "scalar" for an energy.
+        output: "like_x" for a vector the shape of x, "scalar" for a number, "energy" for |x|^2 / 2 plus that number:
+            the energy of standard normal data, to start with.
         num_classes: if given, the network takes a label in [0, num_classes], of which the last means "no class".
         time_scale: the coordinate in which t is embedded, see `layers.noise_coordinate`.
         rngs: source of the initial weights. The last layer starts at zero.
@@ -33,8 +35,7 @@ class MLP(nnx.Module):
         time_scale: str = "logit",
         rngs: nnx.Rngs,
     ):
-        if output not in ("like_x", "scalar"):
-            raise ValueError(f"output must be 'like_x' or 'scalar': got {output!r}")
+        check_choice("output", output, ("like_x", "scalar", "energy"))
         self.shape = tuple(shape)
         self.output = output
         size = math.prod(self.shape)
@@ -44,7 +45,7 @@ class MLP(nnx.Module):
         self.inner = nnx.List([nnx.Linear(hidden, hidden, rngs=rngs) for _ in range(depth)])
         self.outer = nnx.List([nnx.Linear(hidden, hidden, rngs=rngs) for _ in range(depth)])
         zeros = nnx.initializers.zeros_init()
-        self.last = nnx.Linear(hidden, 1 if output == "scalar" else size, kernel_init=zeros, rngs=rngs)
+        self.last = nnx.Linear(hidden, size if output == "like_x" else 1, kernel_init=zeros, rngs=rngs)
 
     def __call__(self, x: jax.Array, t: jax.Array, label: jax.Array | None = None) -> jax.Array:
         """The prediction.
@@ -73,4 +74,8 @@ class MLP(nnx.Module):
         for inner, outer in zip(self.inner, self.outer, strict=True):
             h = h + outer(nnx.silu(inner(h) + e))
         out = self.last(nnx.silu(h))
-        return out[..., 0] if self.output == "scalar" else out.reshape(x.shape)
+        if self.output == "like_x":
+            return out.reshape(x.shape)
+        return out[..., 0] + (
+            0.5 * jnp.sum(x**2, axis=tuple(range(len(lead), x.ndim))) if self.output == "energy" else 0
+        )

@@ -84,8 +84,8 @@ def make_times(grid: Grid, process: Any) -> np.ndarray:
         raise ConfigError(f"grid: {error}") from error
 
 
-def build_process(process: Any) -> Any:
-    """A noising process from its configuration."""
+def build_process(process: Any, subspace: Any = None) -> Any:
+    """A noising process from its configuration, on a subspace where the data have one."""
     kinds = {
         "cosine": rj.processes.Cosine,
         "rectified_flow": rj.processes.RectifiedFlow,
@@ -93,9 +93,20 @@ def build_process(process: Any) -> Any:
         "variance_exploding": rj.processes.VarianceExploding,
     }
     try:
-        return kinds[process.kind](**process.model_dump(exclude={"kind"}))
+        arguments = process.model_dump(exclude={"kind"}, exclude_none=True)
+        return kinds[process.kind](**arguments, **({} if subspace is None else {"subspace": subspace}))
     except ValueError as error:
         raise ConfigError(f"process: {error}") from error
+
+
+def build_system(system: Any) -> Any:
+    """A molecular system from its configuration."""
+    from .. import systems
+
+    try:
+        return systems.build(system.kind, **system.model_dump(exclude={"kind"}))
+    except ValueError as error:
+        raise ConfigError(f"system: {error}") from error
 
 
 def check_classes(name: str, *conditions: int | None) -> None:

@@ -1,39 +1,39 @@
-"""rnejax train: a diffusion model of images, by denoising score matching, with a calibrated reverse covariance."""
+"""rnejax train: a diffusion model by denoising score matching, or of an energy, with a calibrated covariance."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import rnejax as rj
 
 from .. import plot
 from ..config import ConfigError, TrainRun
 from .build import build_process, make_times
-from .folder import Output, RunFolder, require_pictures, summary
+from .folder import Output, RunFolder, require_pictures
+from .training_data import TrainingData, load
 
 
 def run(config: TrainRun, output: Output) -> None:
-    """A model in one file, the state to go on from, losses, and a sheet of samples.
+    """A model in one file, the state to go on from, losses, and samples.
 
     The same command in the same folder goes on from where it was stopped.
     """
     from ..networks import build, functional, num_weights
-    from ..systems import digits
-    from ..training import check_state, denoising_evaluator, denoising_loss, fit, make_optimizer, time_law
+    from ..training import check_state, fit, make_optimizer
 
     settings = config.training
     key = jax.random.key(config.seed)
     key_init, key_fit = jax.random.split(key)
     key_evaluate, key_calibrate, key_sample = jax.random.split(jax.random.fold_in(key, 1), 3)
-    process = build_process(config.process)
+    data = load(config.data, key_evaluate)
+    process = build_process(config.process, data.subspace)
     times = make_times(config.grid, process)  # of the samples at the end
     try:
         network = build(config.network.name, key_init, **config.network.arguments)
-        law: Any = time_law(process, log_snr_share=settings.log_snr_share, log_snr_range=settings.log_snr_range)
         optimizer = make_optimizer(
             settings.learning_rate,
             num_steps=settings.num_steps,
@@ -42,35 +42,19 @@ def run(config: TrainRun, output: Output) -> None:
             clip_norm=settings.clip_norm,
             weight_decay=settings.weight_decay,
         )
-        train, validation = digits.load("train"), digits.load("validation")
         apply, params = functional(network)
+        loss = make_loss(config, process, apply, data)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(str(error)) from error
-    null_label = digits.NUM_CLASSES
-    loss = denoising_loss(
-        process,
-        apply,
-        digits.training_batch,
-        prediction=config.prediction,
-        weighting=settings.weighting,
-        times=law,
-        label_dropout=settings.label_dropout,
-        null_label=null_label,
-        dropout=settings.dropout,
-    )
-    held_out = digits.training_batch(key_evaluate, validation)
-    errors = denoising_evaluator(process, apply, prediction=config.prediction)
-
-    def evaluate(params: Any) -> dict[str, float]:
-        bound = jnp.asarray(errors(key_evaluate, params, *held_out).bound * np.prod(digits.IMAGE_SHAPE))
-        return {"validation_bits_per_dimension_bound": float(digits.bits_per_dimension(-bound))}
-
+    evaluate = make_evaluator(config, process, apply, data, key_evaluate)
     try:
-        jax.eval_shape(loss, key_fit, params, jax.tree.map(lambda leaf: leaf[:1], train))
-    except Exception as error:  # whatever a network may raise that is none of such pictures
+        jax.eval_shape(loss, key_fit, params, jax.tree.map(lambda leaf: leaf[:1], data.train))
+    except Exception as error:  # whatever a network may raise that is none of such data
+        what = "digits" if config.data == "digits" else f"configurations of shape {data.shape}"
         raise ConfigError(
-            f"network.name = {config.network.name} cannot be trained on {config.data} with training.dropout = "
-            f"{settings.dropout} ({type(error).__name__}: {error}); unet can"
+            f"network.name = {config.network.name} cannot be trained on {what} with prediction = {config.prediction} "
+            f"and training.dropout = {settings.dropout} ({type(error).__name__}: {error}); "
+            f"{'unet can' if config.data == 'digits' else 'egnn can, with its shape in network.arguments'}"
         ) from error
     try:
         check_state(output.path, fingerprint(config))
@@ -78,14 +62,14 @@ def run(config: TrainRun, output: Output) -> None:
         raise ConfigError(str(error)) from error
     require_pictures()
     folder = output.open()
-    folder.record(num_weights=num_weights(params), num_images=len(train.labels))
+    folder.record(num_weights=num_weights(params), num_examples=len(jax.tree.leaves(data.train)[0]))
     with folder.timed():
         try:
             fitted = fit(
                 key_fit,
                 loss,
                 params,
-                train,
+                data.train,
                 optimizer,
                 num_steps=settings.num_steps,
                 batch_size=settings.batch_size,
@@ -104,14 +88,16 @@ def run(config: TrainRun, output: Output) -> None:
 
     model = rj.DiffusionModel(
         process,
-        apply,
+        apply.as_prediction(),
         config.prediction,
-        shape=digits.IMAGE_SHAPE,
+        shape=data.shape,
         params=fitted.average,
-        condition=jnp.int32(null_label),
+        condition=data.condition,
+        transform=data.transform,
         batched=True,
     )
-    model = rj.calibrate(key_calibrate, model, rj.time_grid(process, config.calibration_steps), data=held_out[0])
+    held_out = jax.vmap(data.transform.to_data)(data.held_out[0])
+    model = rj.calibrate(key_calibrate, model, rj.time_grid(process, config.calibration_steps), data=held_out)
     last = fitted.metrics[-1] if fitted.metrics else {}
     rj.save_model(
         folder.path / "model.safetensors",
@@ -124,7 +110,62 @@ def run(config: TrainRun, output: Output) -> None:
     folder.record(**{name: value for name, value in last.items() if name != "seconds"})
     if fitted.interrupted:
         raise KeyboardInterrupt(f"interrupted after {last.get('step', 0)} of {settings.num_steps} steps")
-    draw_samples(folder, model, times, config.num_samples, key_sample)
+    data.draw(folder, model, times, config.num_samples, key_sample)
+
+
+def make_loss(config: TrainRun, process: Any, apply: Any, data: TrainingData) -> Callable[..., Any]:
+    """loss(key, params, batch) -> losses of the examples.
+
+    Raises:
+      ConfigError: for settings that belong to another kind of prediction.
+    """
+    from ..training import denoising_loss, energy_loss, time_law
+
+    settings = config.training
+    law: Any = time_law(process, log_snr_share=settings.log_snr_share, log_snr_range=settings.log_snr_range)
+    if config.prediction == "energy":
+        if settings.antithetic or settings.weighting is not None or data.null_label is not None:
+            raise ConfigError(
+                "prediction = energy is for molecules, and training.antithetic and training.weighting are for the "
+                "other predictions: leave them out"
+            )
+        weights: Any = {"score": 1.0} if settings.terms is None else settings.terms
+        return energy_loss(
+            process, apply, data.prepare, weights=weights, covariance=settings.residual_covariance, times=law
+        )
+    if settings.terms is not None:
+        raise ConfigError(f"training.terms are those of an energy: prediction = {config.prediction} has none")
+    return denoising_loss(
+        process,
+        apply,
+        data.prepare,
+        prediction=config.prediction,
+        weighting=settings.weighting,
+        times=law,
+        label_dropout=settings.label_dropout if data.null_label is not None else 0.0,
+        null_label=data.null_label,
+        dropout=settings.dropout,
+        antithetic=settings.antithetic,
+    )
+
+
+def make_evaluator(config: TrainRun, process: Any, apply: Any, data: TrainingData, key: Any) -> Callable[..., Any]:
+    """evaluate(params) -> the likelihood bound of validation examples."""
+    from ..training import denoising_evaluator, score_of_energy
+
+    energy = config.prediction == "energy"
+    errors = denoising_evaluator(
+        process,
+        score_of_energy(apply) if energy else apply,
+        prediction="score" if energy else config.prediction,
+    )
+    x0, condition = data.held_out
+
+    def evaluate(params: Any) -> dict[str, float]:
+        per_dimension = errors(key, params, *([x0] if condition is None else [x0, condition])).bound
+        return data.bound(per_dimension * process.subspace.dimension(data.shape))
+
+    return evaluate
 
 
 def fingerprint(config: TrainRun) -> dict[str, Any]:
@@ -136,28 +177,17 @@ def fingerprint(config: TrainRun) -> dict[str, Any]:
 
 
 def draw_losses(folder: RunFolder, metrics: list[dict[str, float]]) -> None:
-    """The loss, and the bound on the bits per dimension of validation images, over the steps."""
-    if metrics:
-        steps = [report["step"] for report in metrics]
-        names = {
-            "loss": "training loss",
-            "validation_bits_per_dimension_bound": "validation, bits per dimension (bound)",
-        }
-        lines = {label: [report[name] for report in metrics] for name, label in names.items()}
-        folder.picture("losses.png", plot.curves(steps, lines, xlabel="step", ylabel="", log=True))
-
-
-def draw_samples(folder: RunFolder, model: rj.DiffusionModel, times: np.ndarray, n: int, key: Any) -> None:
-    """``n`` samples of the ten classes in turn, and what their own densities say."""
-    from ..systems import digits
-
-    x = np.zeros((n, *digits.IMAGE_SHAPE), np.float32)
-    log_density = np.zeros(n, np.float32)
-    for label in range(min(n, digits.NUM_CLASSES)):
-        chosen = slice(label, None, digits.NUM_CLASSES)
-        each = model.with_condition(jnp.int32(label))
-        samples = rj.sample(jax.random.fold_in(key, label), each, times, num_samples=len(x[chosen]))
-        x[chosen], log_density[chosen] = samples.x, samples.log_density
-    folder.arrays("samples.npz", x=x, log_density=log_density)
-    folder.record(samples_bits_per_dimension=summary(digits.bits_per_dimension(jnp.asarray(log_density))))
-    folder.picture("samples.png", plot.sample_sheet(x, columns=2 * digits.NUM_CLASSES))
+    """The loss, and the bound on -log p of validation examples, over the steps."""
+    labels = {
+        "loss": "training loss",
+        "validation_bits_per_dimension_bound": "validation, bits per dimension (bound)",
+        "validation_nats_bound": "validation, -log p in nats (bound)",
+    }
+    if not metrics:
+        return
+    steps = [report["step"] for report in metrics]
+    for number, (name, label) in enumerate(each for each in labels.items() if each[0] in metrics[0]):
+        # A bound in nats may be negative: no logarithm of it, and no axis to share with a loss.
+        lines = {label: [report[name] for report in metrics]}
+        figure = plot.curves(steps, lines, xlabel="step", ylabel="", log=name != "validation_nats_bound")
+        folder.picture("losses.png" if number == 0 else "validation.png", figure)

@@ -12,9 +12,42 @@ _HOMES = {
     "LennardJones": "potentials",
     "MullerBrown": "potentials",
 }
-_MODULES = ("digits", "mixture")
+_MODULES = ("digits", "metrics", "mixture", "references")
 
-__all__ = ["AlanineDipeptide", "DoubleWell", "GaussianMixture", "LennardJones", "MullerBrown", "digits", "mixture"]
+SYSTEMS = {
+    "alanine_dipeptide": "AlanineDipeptide",
+    "double_well": "DoubleWell",
+    "lennard_jones": "LennardJones",
+    "muller_brown": "MullerBrown",
+}
+
+__all__ = [
+    "SYSTEMS",
+    "AlanineDipeptide",
+    "DoubleWell",
+    "GaussianMixture",
+    "LennardJones",
+    "MullerBrown",
+    "build",
+    "digits",
+    "metrics",
+    "mixture",
+    "references",
+]
+
+
+def build(name: str, **arguments: Any) -> Any:
+    """A system with an energy, by name.
+
+    Raises:
+      ValueError: for an unknown name, or arguments that the system does not take.
+    """
+    if name not in SYSTEMS:
+        raise ValueError(f"unknown system {name!r}: there are {', '.join(SYSTEMS)}")
+    try:
+        return __getattr__(SYSTEMS[name])(**arguments)
+    except TypeError as error:
+        raise ValueError(f"system {name!r}: {error}") from None
 
 
 def __getattr__(name: str) -> Any:

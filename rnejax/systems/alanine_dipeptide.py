@@ -58,6 +58,16 @@ class AlanineDipeptide:
         """N, CA, C(ALA), N(NME)."""
         return (6, 8, 14, 16)
 
+    def start(self, key: Array) -> Array:
+        """A configuration to start from: that of OpenMM's test system, whatever the key."""
+        return self.subspace.project(jnp.asarray(self.parameters["initial_positions"], jnp.result_type(float)))
+
+    @property
+    def kinds(self) -> tuple[int, ...]:
+        """Which atoms are alike: the three hydrogens of each methyl group are, all others are not."""
+        names = [name.rstrip("123") for name in self.atom_names]
+        return tuple(sorted(set(names), key=names.index).index(name) for name in names)
+
     def thermal_energy(self, temperature: Any) -> float:
         """kT per mole at a temperature in K, in kJ/mol.
 

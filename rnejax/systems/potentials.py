@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -69,6 +70,11 @@ class Cluster(ReducedUnits):
     def subspace(self) -> Subspace:
         return CentreOfMassFree()
 
+    def start(self, key: Array) -> Array:
+        """A configuration to start from: Gaussian positions, about one particle per unit of volume."""
+        extent = self.num_particles ** (1 / self.dimension)
+        return self.subspace.project(extent * jax.random.normal(key, self.shape))
+
 
 @dataclass(frozen=True)
 class MullerBrown(ReducedUnits):
@@ -95,6 +101,10 @@ class MullerBrown(ReducedUnits):
     @property
     def subspace(self) -> Subspace:
         return FullSpace()
+
+    def start(self, key: Array) -> Array:
+        """A point to start from: the deepest minimum, whatever the key."""
+        return jnp.asarray([-0.558, 1.442])
 
     def energy(self, x: Array) -> Array:
         """Of one point (2,).

@@ -31,6 +31,7 @@ class System(Protocol):
     def shape(self) -> tuple[int, ...]: ...
     @property
     def subspace(self) -> Subspace: ...
+    def start(self, key: Array) -> Array: ...
     def energy(self, x: Array) -> Array: ...
     def thermal_energy(self, temperature: Any) -> float: ...
 
@@ -73,7 +74,7 @@ def parallel_tempering(
     key: Array,
     system: System,
     temperatures: Any,
-    start: Any,
+    start: Any = None,
     *,
     num_chains: int = 16,
     num_samples: int = 500,
@@ -90,7 +91,7 @@ def parallel_tempering(
       key: a typed key.
       system: an energy; see :class:`System`.
       temperatures: strictly monotone, in the system's units, so close that neighbours swap (a rate of 0.2 or more).
-      start: one configuration of finite energy, of ``system.shape``.
+      start: one configuration of finite energy, of ``system.shape``; by default ``system.start(key)``.
       num_chains: an even number; half of them start from a quenched ``start``, half from runs at the highest
         temperature.
       num_samples: of each chain at each temperature.
@@ -113,7 +114,7 @@ def parallel_tempering(
         raise ValueError(f"num_chains must be even, half of them start cold and half hot, got {num_chains}")
     for name, count in [("num_samples", num_samples), ("rounds_between", rounds_between), ("burn_in", burn_in)]:
         check_count(name, count)
-    start = jnp.asarray(start, jnp.result_type(float))
+    start = jnp.asarray(system.start(key) if start is None else start, jnp.result_type(float))
     if start.shape != system.shape or not bool(jnp.isfinite(system.energy(start))):
         raise ValueError(f"start must be one configuration of shape {system.shape} and of finite energy")
     beta = jnp.asarray(1 / thermal, start.dtype)

@@ -2,6 +2,7 @@
 
 from .denoising import DenoisingErrors, denoising_evaluator, denoising_loss
 from .ema import ema_decay, ema_update
+from .energy import energy_loss, fokker_planck_residual, noising_pair, rne_residual, score_of_energy
 from .fit import FitResult, FitState, check_state, fit
 from .losses import drop_labels, score_matching_loss
 from .optimizer import learning_rate_schedule, make_optimizer
@@ -18,10 +19,15 @@ __all__ = [
     "drop_labels",
     "ema_decay",
     "ema_update",
+    "energy_loss",
     "fit",
+    "fokker_planck_residual",
     "learning_rate_schedule",
     "low_discrepancy_uniforms",
     "make_optimizer",
+    "noising_pair",
+    "rne_residual",
     "score_matching_loss",
+    "score_of_energy",
     "time_law",
 ]

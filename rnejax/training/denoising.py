@@ -26,6 +26,7 @@ def denoising_loss(
     label_dropout: float = 0.0,
     null_label: int | None = None,
     dropout: bool = False,
+    antithetic: bool = False,
 ) -> Callable[[jax.Array, Any, Any], jax.Array]:
     """loss(key, params, batch) -> denoising losses of the examples, for `fit`.
 
@@ -33,7 +34,7 @@ def denoising_loss(
         process: a scalar Gaussian process.
         apply: apply(params, x, t, condition), on a batch; with `dropout`, apply(..., key=key) too.
         prepare: prepare(key, batch) -> (x0, condition).
-        prediction, weighting, times: as in `score_matching_loss`.
+        prediction, weighting, times, antithetic: as in `score_matching_loss`.
         label_dropout: share of the examples whose condition becomes `null_label`.
         null_label: needed if `label_dropout` > 0.
         dropout: whether `apply` takes a key for dropout.
@@ -61,6 +62,7 @@ def denoising_loss(
             weighting=weighting,
             times=times,
             batched=True,
+            antithetic=antithetic,
         )
 
     return loss
@@ -144,7 +146,8 @@ def _summarise(process: Any, x0: jax.Array, error: np.ndarray, log_snr: np.ndarr
 
     variance = float(end.reference_variance)
     ratio = float(end.sigma) ** 2 / variance
-    power = float(jnp.mean(jnp.square(x0))) * float(end.alpha) ** 2 / variance
+    dimension = process.subspace.dimension(x0.shape[1:])
+    power = float(jnp.sum(jnp.square(x0))) / (len(x0) * dimension) * float(end.alpha) ** 2 / variance
     prior = 0.5 * (power + ratio - 1.0 - math.log(ratio))
     entropy = 0.5 * math.log(2 * math.pi * math.e * float(start.sigma) ** 2)
     return DenoisingErrors(

@@ -1,0 +1,183 @@
+r"""How far samples of a molecular system are from its reference, in the metrics of the literature.
+
+Every metric compares samples ``x`` (n, atoms, space), with log-weights where they have any, to reference samples. A
+metric of two finite sets is not zero when their laws agree: compare it with the *floor*, the same metric between two
+independent reference sets of the same sizes.
+
+Distances between laws come from POT (``pip install pot``, rnejax's extra ``molecules``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Histogram(NamedTuple):
+    """Shares of a histogram whose first and last bins hold all that is below and above the range."""
+
+    edges: np.ndarray
+    shares: np.ndarray
+
+    @property
+    def outside(self) -> float:
+        return float(self.shares[0] + self.shares[-1])
+
+
+def weights_of(log_weights: Any, count: int) -> np.ndarray:
+    """Normalised weights (count,), equal ones for None."""
+    if log_weights is None:
+        return np.full(count, 1 / count)
+    log_weights = np.asarray(log_weights, np.float64)
+    if log_weights.shape != (count,):
+        raise ValueError(f"log_weights must have shape ({count},), one per sample, got {log_weights.shape}")
+    weights = np.exp(log_weights - log_weights.max())
+    return weights / weights.sum()
+
+
+def pair_distances(x: Any) -> np.ndarray:
+    """All distances |x_i - x_j|, i < j, of configurations (n, atoms, space): (n, pairs)."""
+    x = np.asarray(x, np.float64)
+    first, second = np.triu_indices(x.shape[1], k=1)
+    return np.sqrt(((x[:, first] - x[:, second]) ** 2).sum(-1))
+
+
+def wasserstein(values: Any, reference: Any, order: int, weights: Any = None) -> float:
+    """The Wasserstein distance of order 1 or 2 of numbers on a line, in their unit; weights of ``values`` or None.
+
+    Infinite values have an infinite distance.
+    """
+    import ot
+
+    values, reference = np.asarray(values, np.float64).ravel(), np.asarray(reference, np.float64).ravel()
+    if weights is not None:
+        weights = np.asarray(weights, np.float64).ravel()
+        values, weights = values[weights > 0], weights[weights > 0]
+    if not np.all(np.isfinite(values)):
+        return float("inf")
+    equal = np.full(len(reference), 1 / len(reference))
+    cost = float(ot.wasserstein_1d(values, reference, weights, equal, p=order))
+    return cost ** (1 / order)
+
+
+def energy_wasserstein(energy: Any, reference: Any, weights: Any = None, order: int = 1) -> float:
+    """W_1 (or W_2) between the laws of the energy, in the system's unit of energy."""
+    return wasserstein(energy, reference, order, weights)
+
+
+def distance_wasserstein(x: Any, reference: Any, weights: Any = None, order: int = 2) -> float:
+    """W_2 between the laws of the distance of a random pair, in the system's unit of length."""
+    distances = pair_distances(x)
+    if weights is not None:
+        weights = np.repeat(np.asarray(weights)[:, None], distances.shape[1], axis=1) / distances.shape[1]
+    return wasserstein(distances, pair_distances(reference), order, weights)
+
+
+def histogram(values: Any, low: float, high: float, bins: int, weights: Any = None) -> Histogram:
+    """``bins`` bins between low and high, and two more for what lies outside: nothing is dropped. Inf is above."""
+    values = np.asarray(values, np.float64).ravel()
+    weights = np.full(values.size, 1 / values.size) if weights is None else np.asarray(weights, np.float64).ravel()
+    edges = np.linspace(low, high, bins + 1)
+    index = np.searchsorted(edges, values, side="right")  # 0 below, bins + 1 above
+    index = np.where(values == high, bins, index)
+    return Histogram(edges, np.bincount(index, weights=weights, minlength=bins + 2)[: bins + 2])
+
+
+def total_variation(values: Any, reference: Any, bins: int = 100, weights: Any = None) -> float:
+    """Half the absolute difference of two histograms over the range of the reference, what lies outside included."""
+    reference = np.asarray(reference, np.float64).ravel()
+    low, high = float(reference.min()), float(reference.max())
+    ours = histogram(values, low, high, bins, weights)
+    theirs = histogram(reference, low, high, bins)
+    return 0.5 * float(np.abs(ours.shares - theirs.shares).sum())
+
+
+def distance_total_variation(x: Any, reference: Any, bins: int = 100, weights: Any = None) -> float:
+    """Total variation between histograms of all pair distances."""
+    distances = pair_distances(x)
+    if weights is not None:
+        weights = np.repeat(np.asarray(weights)[:, None], distances.shape[1], axis=1) / distances.shape[1]
+    return total_variation(distances, pair_distances(reference), bins, weights)
+
+
+def align(x: Any, onto: Any) -> np.ndarray:
+    """Every configuration (n, atoms, 3) rotated onto one (atoms, 3), in the least squares (Kabsch 1976). No mirrors."""
+    x, onto = np.asarray(x, np.float64), np.asarray(onto, np.float64)
+    x, onto = x - x.mean(-2, keepdims=True), onto - onto.mean(-2, keepdims=True)
+    left, _, right = np.linalg.svd(np.einsum("nai,aj->nij", x, onto))
+    handed = np.sign(np.linalg.det(left @ right))
+    left[:, :, -1] *= handed[:, None]
+    return x @ (left @ right)
+
+
+def aligned_wasserstein(x: Any, reference: Any, weights: Any = None) -> float:
+    """W_2 of configurations that were aligned to the first reference, exact optimal transport, in units of length."""
+    import ot
+
+    ours, theirs = (align(each, np.asarray(reference)[0]).reshape(len(each), -1) for each in (x, reference))
+    equal = np.full(len(theirs), 1 / len(theirs))
+    weights = np.full(len(ours), 1 / len(ours)) if weights is None else np.asarray(weights, np.float64)
+    cost = ot.dist(ours, theirs, metric="sqeuclidean")
+    return float(np.sqrt(ot.emd2(weights, equal, cost, numItermax=1_000_000)))
+
+
+def torsion_histogram(angles: Any, bins: int = 64, weights: Any = None) -> np.ndarray:
+    """Shares of a Ramachandran plot, (bins, bins): phi along the first axis, from -pi to pi."""
+    angles = np.asarray(angles, np.float64)
+    edges = np.linspace(-np.pi, np.pi, bins + 1)
+    shares, _, _ = np.histogram2d(angles[:, 0], angles[:, 1], bins=[edges, edges], weights=weights)
+    return shares / shares.sum()
+
+
+def jensen_shannon(p: Any, q: Any) -> float:
+    """The Jensen-Shannon divergence of two histograms, in nats (at most log 2)."""
+    from scipy.spatial.distance import jensenshannon
+
+    return float(jensenshannon(np.asarray(p).ravel(), np.asarray(q).ravel()) ** 2)
+
+
+def energies(system: Any, x: Any, batch_size: int = 1000) -> np.ndarray:
+    """The system's energy of many configurations, (n,)."""
+    return np.asarray(jax.lax.map(system.energy, jnp.asarray(x), batch_size=batch_size))
+
+
+def compare(
+    system: Any,
+    x: Any,
+    reference: Any,
+    log_weights: Any = None,
+    *,
+    energy: Any = None,
+    reference_energy: Any = None,
+    bins: int = 100,
+) -> dict[str, float]:
+    """All metrics of energies and, of particles, of their distances at once.
+
+    Args:
+      system: an energy.
+      x: samples (n, atoms, space); ``log_weights`` (n,) of them, or None.
+      reference: (m, atoms, space).
+      energy, reference_energy: where they are known already.
+
+    Returns:
+      energy_w1, energy_w2 (units of energy), distance_w2 (of length), energy_tvd, distance_tvd (shares); and
+      the shares of samples, by weight, of ``infinite`` energy, and ``outside`` the range of the reference's energies.
+    """
+    weights = weights_of(log_weights, len(x))
+    energy = energies(system, x) if energy is None else np.asarray(energy)
+    reference_energy = energies(system, reference) if reference_energy is None else np.asarray(reference_energy)
+    shares = histogram(energy, float(reference_energy.min()), float(reference_energy.max()), bins, weights)
+    found = {
+        "energy_w1": energy_wasserstein(energy, reference_energy, weights),
+        "energy_w2": energy_wasserstein(energy, reference_energy, weights, order=2),
+        "energy_tvd": total_variation(energy, reference_energy, bins, weights),
+        "outside": shares.outside,
+        "infinite": float(weights[~np.isfinite(energy)].sum()),
+    }
+    if len(system.shape) == 2:
+        found["distance_w2"] = distance_wasserstein(x, reference, weights)
+        found["distance_tvd"] = distance_total_variation(x, reference, bins, weights)
+    return found

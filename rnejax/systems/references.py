@@ -1,0 +1,117 @@
+"""Stored reference samples: several independent sets per temperature, small enough to keep in a repository.
+
+Positions are kept as 16-bit integers times one length, which moves an atom by at most half of it: some 1e-4 of the
+size of a molecule, far below its thermal motion. Energies are those of the positions before rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..checks import check_number
+
+
+class ReferenceSet(NamedTuple):
+    """Independent sets of samples at one temperature.
+
+    Attributes:
+      x: (sets, n, *shape), in the system's units, without a centre of mass where the system has none.
+      energy: (sets, n).
+      temperature: as stored.
+      metadata: how they were made: system, command, seed, diagnostics, floors.
+    """
+
+    x: np.ndarray
+    energy: np.ndarray
+    temperature: float
+    metadata: dict[str, Any]
+
+
+def shipped_references() -> list[str]:
+    """Names that :func:`load_reference` knows."""
+    return sorted(path.stem for path in _folder().glob("*.npz"))
+
+
+def save_reference(
+    path: str | os.PathLike[str],
+    temperatures: Sequence[float],
+    x: np.ndarray,
+    energy: np.ndarray,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write sets of samples.
+
+    Args:
+      path: a ``.npz`` file.
+      temperatures: (k,).
+      x: (k, sets, n, *shape).
+      energy: (k, sets, n).
+      metadata: JSON.
+    """
+    unit = float(np.abs(x).max()) / 32767
+    rounded = np.round(np.asarray(x, np.float64) / unit).astype(np.int16)
+    np.savez_compressed(
+        Path(path),
+        allow_pickle=False,
+        temperatures=np.asarray(temperatures, np.float64),
+        positions=rounded,
+        unit=unit,
+        energy=np.asarray(energy, np.float32),
+        metadata=json.dumps(dict(metadata)),
+    )
+
+
+def load_reference(name_or_path: str | os.PathLike[str], temperature: Any) -> ReferenceSet:
+    """Read the sets of one temperature.
+
+    Args:
+      name_or_path: the name of shipped samples, or a file that ``rnejax reference`` wrote.
+      temperature: one of those stored.
+
+    Raises:
+      FileNotFoundError: if there is neither; the message lists the shipped names.
+      ValueError: for a temperature that is not stored, or a file of anything else.
+    """
+    temperature = check_number("temperature", temperature, positive=True)
+    path = find_reference(name_or_path)
+    try:
+        with np.load(path) as file:
+            stored, positions, unit, energies = (file[k] for k in ("temperatures", "positions", "unit", "energy"))
+            metadata = json.loads(str(file["metadata"]))
+    except (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} holds no reference samples ({type(error).__name__}: {error})") from error
+    found = np.flatnonzero(np.isclose(stored, temperature, rtol=1e-6))
+    if len(found) == 0:
+        there = ", ".join(f"{each:g}" for each in stored)
+        raise ValueError(f"{path.name} has no samples at temperature {temperature:g}: there are {there}")
+    i = int(found[0])
+    x = positions[i].astype(np.float32) * np.float32(unit)
+    if x.ndim == 4:  # rounding has moved the centre of mass
+        x -= x.mean(axis=-2, keepdims=True, dtype=np.float64).astype(np.float32)
+    return ReferenceSet(x, energies[i], float(stored[i]), metadata)
+
+
+def find_reference(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file; FileNotFoundError where there is none."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = _folder() / f"{name_or_path}.npz"
+    if shipped.is_file():
+        return shipped
+    raise FileNotFoundError(
+        f"there is no file {str(name_or_path)!r}, and no shipped samples of that name; shipped: "
+        f"{', '.join(shipped_references()) or 'none'}"
+    )
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("rnejax") / "systems" / "data" / "references"))

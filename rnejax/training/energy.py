@@ -1,0 +1,272 @@
+r"""Energy-based training: log p_theta(x, t) = -E_theta(x, t) is a scalar network, and its gradient the score.
+
+Score matching fixes E at every time up to a constant, and only where samples of that time are; it says nothing of how
+different noise levels and separate modes compare. A residual couples them. For the true time reversal
+
+    log p_s(x_s) - log p_t(x_t) = l(x_s, x_t) = log K(x_s | x_t) - log F(x_t | x_s)      for every pair (x_s, x_t),
+
+so the difference of two energies has to be the increment l (:mod:`rnejax.increments`), which the score at (x_t, t)
+gives: no divergence, no time derivative, no gradient of a gradient beyond score matching's own. The Fokker-Planck
+residual asks the same of infinitesimal steps.
+
+Sources: He et al. 2025 (RNE, arXiv 2506.05668), with Euler-Maruyama kernels and steps of 1e-4; mathematics.md, section
+6, for the residual with the covariance of the reverse kernel and random steps; Plainer et al. 2025 for Fokker-Planck.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..covariance import Covariance
+from ..increments import ESTIMATORS, get_estimator, increment, reference_difference
+from ..kernels import Array, event_sum
+from ..model import DiffusionModel
+from ..processes.gaussian import drift_and_diffusion, reference
+from .denoising import Prepare
+from .times import low_discrepancy_uniforms
+
+TERMS = ("score", "rne", "rne_euler", "fokker_planck", "prior")
+
+
+def rne_residual(
+    model: DiffusionModel,
+    x_s: Array,
+    x_t: Array,
+    s: Any,
+    t: Any,
+    *,
+    estimator: str | None = None,
+    key: Array | None = None,
+) -> Array:
+    """log p_theta(x_s, s) - log p_theta(x_t, t) - stop_gradient(l_theta(x_s, x_t)) in nats, for one pair of states.
+
+    The pair has to be a noising transition, x_t ~ F(. | x_s). l and all that it is made of (score, covariance) sit
+    inside the stop-gradient. With ``covariance="euler"`` it is the residual of the RNE paper; with the exact kernels
+    and one of the other choices, the covariance-corrected one, which stays small for steps that are not.
+
+    Args:
+      model: of an energy (``prediction="energy"``).
+      x_s, x_t: states in the network's coordinates, s < t.
+      estimator: of the increment; by default the exact one, or the paper's with Euler-Maruyama kernels.
+      key: used by a random covariance only.
+
+    Raises:
+      ValueError: for a model of another prediction, states of another shape, or known times that are not s < t.
+    """
+    difference = model.energy(x_t, t) - model.energy(x_s, s)
+    return difference - jax.lax.stop_gradient(increment(model, x_s, x_t, s, t, estimator, key))
+
+
+def fokker_planck_residual(
+    key: Array, model: DiffusionModel, x: Array, t: Any, *, time_step: float = 1e-3, probe_std: float = 1e-2
+) -> Array:
+    r"""An estimate of the rate, in nats per unit of t, at which log p_theta violates the Fokker-Planck equation.
+
+    R = d/dt log p + f (d + score . x) - g^2 / 2 (laplacian log p + |score|^2),   dx = f x dt + g dW,
+
+    with a central difference of ``time_step`` in time (one-sided at the ends of the process's range), and the Laplacian
+    from one random probe, (score(x + v) - score(x)) . v / std^2 with v of standard deviation ``probe_std`` times
+    sigma_t. The probe is independent of everything else, so R of two keys, multiplied, is an unbiased estimate of
+    the square.
+
+    Args:
+      key: of the probe.
+      model: of an energy.
+      x: one state, in the network's coordinates.
+
+    Raises:
+      ValueError: for a model of another prediction, a state of another shape, or steps that are not positive.
+
+    Source: Plainer et al. 2025.
+    """
+    if not (time_step > 0 and probe_std > 0):
+        raise ValueError(f"time_step and probe_std must be positive, got {time_step} and {probe_std}")
+    process, level = model.process, model.process.level(t)
+    linear, diffusion = drift_and_diffusion(level)
+    dimension = process.subspace.dimension(x.shape)
+    later, earlier = jnp.minimum(t + time_step, process.t_max), jnp.maximum(t - time_step, process.t_min)
+    rate = (model.energy(x, earlier) - model.energy(x, later)) / (later - earlier)
+    score = model.score(x, t)
+    std = probe_std * level.sigma
+    probe = std * process.subspace.project(jax.random.normal(key, x.shape, x.dtype))
+    laplacian = event_sum((model.score(x + probe, t) - score) * probe) / std**2
+    drift = linear * (dimension + event_sum(score * x))
+    return rate + drift - 0.5 * diffusion * (laplacian + event_sum(score**2))
+
+
+class Pair(NamedTuple):
+    """Noised data at two times: x_t ~ F(. | x_s), and eps of x_t = alpha x_0 + sigma eps. All have a batch axis."""
+
+    x_s: Array
+    x_t: Array
+    s: Array
+    t: Array
+    noise: Array
+
+
+def noising_pair(key: Array, process: Any, x0: Array, s: Array, t: Array, noise: Array) -> Pair:
+    """x_t of this noise, and x_s between x_0 and x_t: a noising transition, drawn from its end.
+
+    Given x_0 and x_t, the noise of x_s is N((a sigma_s / sigma_t) eps, v / sigma_t^2): the bridge.
+    """
+    project = jax.vmap(process.subspace.project)
+    fresh = project(jax.random.normal(key, x0.shape, x0.dtype))
+
+    def one(x0: Array, s: Array, t: Array, noise: Array, fresh: Array) -> tuple[Array, Array]:
+        step = process.transition(s, t)
+        kept = step.decay * step.s.sigma / step.t.sigma
+        noise_s = kept * noise + jnp.sqrt(step.variance) / step.t.sigma * fresh
+        return step.s.alpha * x0 + step.s.sigma * noise_s, step.t.alpha * x0 + step.t.sigma * noise
+
+    x_s, x_t = jax.vmap(one)(x0, s, t, noise, fresh)
+    return Pair(x_s, x_t, s, t, noise)
+
+
+def energy_loss(
+    process: Any,
+    apply: Callable[..., Array],
+    prepare: Prepare = lambda key, batch: (batch, None),
+    *,
+    weights: Mapping[str, float],
+    covariance: str | Covariance = "full",
+    step_ratio: tuple[float, float] = (1.0, 1.2),
+    euler_step: float = 1e-4,
+    time_step: float = 1e-3,
+    probe_std: float = 1e-2,
+    times: Callable[[Array], Array] | None = None,
+) -> Callable[[Array, Any, Any], Array]:
+    r"""loss(key, params, batch) -> weighted sums of the terms, one per example, for `fit`.
+
+    All terms look at the same noised data (x_t, t), where the score is computed once. With d the dimension and delta
+    = log-SNR(s) - log-SNR(t), they are, for residuals as rates per unit of log-SNR,
+
+        score          |eps - eps_theta|^2 / d, denoising score matching
+        rne            (residual / delta)^2 with the reverse kernel of ``covariance``, t / s uniform in ``step_ratio``
+        rne_euler      (residual / delta)^2 with Euler-Maruyama kernels and t - s = ``euler_step``: the RNE paper's
+        fokker_planck  (R of one probe) (R of another) / rate^2, with rate = |d log-SNR / dt|: R per unit of log-SNR
+        prior          (log p_theta - log reference)^2 on noised data at t_max: pins the constant, so that p_theta is
+                       normalised where a residual carries the pin to smaller times
+
+    Args:
+      process: a scalar Gaussian process.
+      apply: apply(params, x, t, condition) -> energies (n,), on a batch.
+      prepare: prepare(key, batch) -> (x0, condition).
+      weights: of the terms, by name; what is left out is not computed.
+      covariance: of the reverse kernel in ``rne``: ``full`` in a few dimensions, ``hutchinson`` or ``diagonal`` beyond.
+      step_ratio: lowest and highest t / s.
+      times: a map from uniform numbers to times (:func:`rnejax.training.time_law`); default, uniform in t.
+
+    Raises:
+      ValueError: for an unknown term, a weight that is not positive, none at all, or a ratio below 1.
+    """
+    weights = _check_terms(weights)
+    low, high = step_ratio
+    if not 1 <= low <= high or high == 1:
+        raise ValueError(f"step_ratio must be (low, high) with 1 <= low <= high and high > 1: got {step_ratio}")
+
+    def loss(key: Array, params: Any, batch: Any) -> Array:
+        keys = dict(zip(("prepare", "times", "noise", "ratio", *TERMS), jax.random.split(key, 9), strict=True))
+        x0, condition = prepare(keys["prepare"], batch)
+        count, shape = len(x0), x0.shape[1:]
+        dimension = process.subspace.dimension(shape)
+        uniforms = low_discrepancy_uniforms(keys["times"], count)
+        t = process.t_min + (process.t_max - process.t_min) * uniforms if times is None else times(uniforms)
+        noise = jax.vmap(process.subspace.project)(jax.random.normal(keys["noise"], x0.shape, x0.dtype))
+        noise = jax.lax.optimization_barrier(noise)
+        model = DiffusionModel(
+            process,
+            lambda params, x, t, condition: apply(params, x, t, *([] if condition is None else [condition])),
+            "energy",
+            covariance if "rne" in weights else "euler",
+            shape,
+            params=params,
+            condition=None if condition is None else jax.tree.map(lambda leaf: leaf[0], condition),
+            batched=True,
+        )
+
+        def each(function: Callable[..., Any], *arguments: Any) -> Any:
+            """function(model of one example, ...) over the examples."""
+            return jax.vmap(lambda condition, *rest: function(_under(model, condition), *rest))(condition, *arguments)
+
+        level = process.level(t)
+        ratio = low + (high - low) * jax.random.uniform(keys["ratio"], (count,), x0.dtype, minval=0.01)
+        # A step that would begin below t_min begins there.
+        pair = noising_pair(keys["rne"], process, x0, jnp.maximum(t / ratio, process.t_min * 0.999), t, noise)
+        x_t = pair.x_t
+        probes = jax.random.split(keys["score"], count)
+        evaluation = each(lambda model, x, t, key: model._evaluate_one(x, process.level(t), key), x_t, t, probes)
+        said = jax.lax.stop_gradient(evaluation)
+        terms: dict[str, Array] = {}
+
+        def squared_residual(model: DiffusionModel, x_s: Array, x_t: Array, s: Array, t: Array, said: Any) -> Array:
+            step = process.transition(s, t)
+            change = ESTIMATORS[get_estimator(None, model)](model, step, x_s, x_t, said)
+            change = jax.lax.stop_gradient(change + reference_difference(step, x_s, x_t))
+            residual = model.energy(x_t, t) - model.energy(x_s, s) - change
+            return (residual / (step.s.log_snr - step.t.log_snr)) ** 2
+
+        if "score" in weights:
+            slope = jnp.expand_dims(level.alpha / level.sigma, tuple(range(1, x0.ndim)))
+            clean = jax.vmap(type(level).denoised)(level, x_t, evaluation.excess)
+            error = jnp.sum(((clean - x0) * slope) ** 2, axis=tuple(range(1, x0.ndim)))
+            terms["score"] = error / dimension
+        if "rne" in weights:
+            terms["rne"] = each(squared_residual, *pair[:4], said)
+        if "rne_euler" in weights:
+            near = noising_pair(
+                keys["rne_euler"], process, x0, jnp.maximum(t - euler_step, 0.5 * process.t_min), t, noise
+            )
+            plain = said._replace(spread=jnp.zeros_like(t), basis=None)
+            terms["rne_euler"] = each(
+                lambda model, *rest: squared_residual(model.with_covariance("euler"), *rest), *near[:4], plain
+            )
+        if "fokker_planck" in weights:
+            rates = [
+                each(
+                    lambda model, x, t, key: fokker_planck_residual(
+                        key, model, x, t, time_step=time_step, probe_std=probe_std
+                    ),
+                    x_t,
+                    t,
+                    jax.random.split(probe, count),
+                )
+                for probe in jax.random.split(keys["fokker_planck"])
+            ]
+            scale = 2 * (level.alpha_rate / level.alpha - level.sigma_rate / level.sigma)
+            terms["fokker_planck"] = rates[0] * rates[1] / scale**2
+        if "prior" in weights:
+            end = process.level(process.t_max)
+            fresh = jax.vmap(process.subspace.project)(jax.random.normal(keys["prior"], x0.shape, x0.dtype))
+            last = end.alpha * x0 + end.sigma * fresh
+            at_end = reference(end, shape, process.subspace)
+            terms["prior"] = each(lambda model, x: (model.energy(x, process.t_max) + at_end.log_prob(x)) ** 2, last)
+        return sum((weights[name] * terms[name] for name in weights), jnp.zeros(count, x0.dtype))
+
+    return loss
+
+
+def score_of_energy(apply: Callable[..., Array]) -> Callable[..., Array]:
+    """apply(params, x, t, ...) -> scores (n, *shape), of a network of energies (n,)."""
+
+    def score(params: Any, x: Array, *rest: Any) -> Array:
+        return -jax.grad(lambda x: jnp.sum(apply(params, x, *rest)))(x)
+
+    return score
+
+
+def _under(model: DiffusionModel, condition: Any) -> DiffusionModel:
+    return model if condition is None else model.with_condition(condition)
+
+
+def _check_terms(weights: Mapping[str, float]) -> dict[str, float]:
+    unknown = [name for name in weights if name not in TERMS]
+    if unknown or not weights:
+        raise ValueError(f"weights must name terms of the loss, {', '.join(TERMS)}: got {', '.join(unknown) or 'none'}")
+    wrong = [f"{name}: {weight}" for name, weight in weights.items() if not weight > 0]
+    if wrong:
+        raise ValueError(f"a weight must be positive; leave out the terms that are not wanted: got {', '.join(wrong)}")
+    return dict(weights)

@@ -1,0 +1,123 @@
+"""Metrics between samples of molecules, on sets whose distance is known."""
+
+import numpy as np
+import pytest
+
+from rnejax.systems import LennardJones, MullerBrown, metrics
+
+RNG = np.random.default_rng(0)
+
+
+def rotation(rng):
+    q, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    return q * np.sign(np.linalg.det(q))
+
+
+def test_a_shift_is_its_own_distance():
+    values = RNG.normal(size=500)
+    for order in (1, 2):
+        np.testing.assert_allclose(metrics.wasserstein(values + 0.7, values, order), 0.7, rtol=1e-6)
+
+
+def test_the_order_matters_where_only_some_of_the_mass_moves():
+    """A tenth of the mass moves by 2: W_1 = 0.2, W_2 = sqrt(0.1 * 4)."""
+    values = np.zeros(10)
+    moved = values.copy()
+    moved[0] = 2.0
+    np.testing.assert_allclose(metrics.wasserstein(moved, values, 1), 0.2, rtol=1e-6)
+    np.testing.assert_allclose(metrics.wasserstein(moved, values, 2), np.sqrt(0.4), rtol=1e-6)
+
+
+def test_weights_count_like_copies():
+    values, reference = np.array([0.0, 1.0, 5.0]), RNG.normal(size=50)
+    copies = np.repeat(values, [3, 1, 0])
+    weights = metrics.weights_of(np.log([3.0, 1.0, 0.0 + 1e-300]) + 7, 3)
+    for order in (1, 2):
+        expected = metrics.wasserstein(copies, reference, order)
+        np.testing.assert_allclose(metrics.wasserstein(values, reference, order, weights), expected, rtol=1e-6)
+    ours = metrics.total_variation(values, reference, 20, weights)
+    np.testing.assert_allclose(ours, metrics.total_variation(copies, reference, 20), atol=1e-9)
+
+
+def test_infinite_energies_are_infinitely_far_unless_they_have_no_weight():
+    values, reference = np.array([0.0, np.inf]), np.zeros(3)
+    assert metrics.wasserstein(values, reference, 1) == np.inf
+    assert metrics.wasserstein(values, reference, 1, np.array([1.0, 0.0])) == 0
+
+
+def test_what_lies_outside_a_histogram_is_counted():
+    found = metrics.histogram([-5.0, 0.1, 0.9, 1.0, 7.0, np.inf], 0.0, 1.0, 2)
+    np.testing.assert_allclose(found.shares, np.array([1, 1, 2, 2]) / 6)
+    assert found.outside == 0.5
+    # A quarter lies outside the reference's range, and agrees with nothing there.
+    reference = np.linspace(0, 1, 1000)
+    ours = np.concatenate([np.linspace(0, 1, 750), np.full(250, 9.0)])
+    np.testing.assert_allclose(metrics.total_variation(ours, reference, 10), 0.25, atol=0.01)
+
+
+def test_total_variation_of_disjoint_and_equal_sets():
+    reference = RNG.normal(size=300)
+    assert metrics.total_variation(reference, reference) == 0
+    np.testing.assert_allclose(metrics.total_variation(reference + 100, reference), 1)
+
+
+def test_distances_of_pairs():
+    x = np.array([[[0.0, 0, 0], [3, 4, 0], [0, 0, 2]]])
+    np.testing.assert_allclose(np.sort(metrics.pair_distances(x)[0]), np.sort([5, 2, np.sqrt(29)]))
+
+
+def test_aligned_copies_have_no_distance_and_mirror_images_have_one():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(20, 5, 3)) * 0.1 + rng.normal(size=(5, 3))
+    turned = np.stack([frame @ rotation(rng) + rng.normal(size=3) for frame in x])
+    assert metrics.aligned_wasserstein(turned, x) < 1e-6
+    mirrored = turned * np.array([-1.0, 1, 1])
+    assert metrics.aligned_wasserstein(mirrored, x) > 0.5
+
+
+def test_alignment_is_the_best_rotation():
+    """Against scipy's Kabsch algorithm."""
+    from scipy.spatial.transform import Rotation
+
+    rng = np.random.default_rng(2)
+    onto = rng.normal(size=(6, 3))
+    x = rng.normal(size=(3, 6, 3))
+    onto -= onto.mean(0)
+    for frame, aligned in zip(x - x.mean(1, keepdims=True), metrics.align(x, onto), strict=True):
+        best, _ = Rotation.align_vectors(onto, frame)
+        np.testing.assert_allclose(aligned, best.apply(frame), atol=1e-9)
+
+
+def test_jensen_shannon_is_between_nothing_and_log_two():
+    angles = RNG.uniform(-np.pi, np.pi, size=(400, 2))
+    shares = metrics.torsion_histogram(angles, 8)
+    assert shares.shape == (8, 8)
+    assert metrics.jensen_shannon(shares, shares) == 0
+    left, right = np.eye(4)[0], np.eye(4)[1]
+    np.testing.assert_allclose(metrics.jensen_shannon(left, right), np.log(2))
+    p, q = np.array([0.25, 0.75]), np.array([0.5, 0.5])
+    middle = (p + q) / 2
+    expected = 0.5 * (p @ np.log(p / middle) + q @ np.log(q / middle))
+    np.testing.assert_allclose(metrics.jensen_shannon(p, q), expected)
+
+
+def test_everything_at_once_for_a_cluster_and_for_a_surface():
+    cluster = LennardJones(3)
+    x = RNG.normal(size=(40, 3, 3))
+    same = metrics.compare(cluster, x, x)
+    assert {name: value for name, value in same.items() if value > 1e-7} == {}
+    assert {"distance_w2", "energy_w1", "outside", "infinite"} <= set(same)
+    assert "distance_w2" not in metrics.compare(MullerBrown(), x[:, 0, :2], x[:, 1, :2])
+
+
+def test_a_clash_is_counted_by_its_weight():
+    cluster = LennardJones(2)
+    x = np.array([[[0.5, 0, 0], [-0.5, 0, 0]], [[0.0, 0, 0], [0, 0, 0]]])
+    found = metrics.compare(cluster, x, x[:1], np.log([3.0, 1.0]))
+    assert found["infinite"] == pytest.approx(0.25)
+    assert found["energy_w1"] == np.inf
+
+
+def test_weights_have_one_number_per_sample():
+    with pytest.raises(ValueError, match=r"log_weights must have shape \(3,\)"):
+        metrics.weights_of(np.zeros(2), 3)

@@ -1,0 +1,148 @@
+"""rnejax reference and rnejax train on molecules, as a user would call them."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+import rnejax as rj
+from rnejax.cli import main
+from rnejax.systems.references import load_reference
+
+SYSTEM = {"kind": "lennard_jones", "num_particles": 3, "dimension": 2}
+REFERENCE = {
+    "system": SYSTEM,
+    "temperatures": [1.0, 1.5, 2.0],
+    "keep": [1.0, 2.0],
+    "num_chains": 4,
+    "num_samples": 40,
+    "rounds_between": 2,
+    "burn_in": 100,
+    "integration_steps": 5,
+    "step_size": 0.1,
+}
+
+
+def write(folder, tree, name):
+    path = folder / name
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    assert main(["reference", write(folder, REFERENCE, "r.yaml"), "--output", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def training(reference, **changes):
+    tree = {
+        "data": {"system": SYSTEM, "reference": str(reference / "reference.npz"), "temperature": 2.0},
+        "process": {"kind": "variance_preserving"},
+        "prediction": "v",
+        "network": {
+            "name": "egnn",
+            "arguments": {"shape": [3, 2], "features": 8, "num_layers": 1, "num_radial": 4, "embedding": 8},
+        },
+        "training": {
+            "num_steps": 4, "batch_size": 8, "antithetic": True, "warmup_steps": 1, "decay_steps": 2,
+            "dropout": False, "log_snr_range": None, "report_every": 2, "save_every": 2,
+        },
+        "calibration_steps": 4,
+        "num_samples": 8,
+        "grid": {"num_steps": 4},
+    }  # fmt: skip
+    for name, value in changes.items():
+        tree[name] = tree[name] | value if isinstance(value, dict) else value
+    return tree
+
+
+def test_reference_leaves_sets_floors_and_diagnostics(reference):
+    metrics = json.loads((reference / "metrics.json").read_text())
+    assert metrics["finished"]
+    assert set(metrics["floor"]) == {"1", "2"}
+    assert metrics["floor"]["1"]["energy_w1"] > 0
+    for number in (0, 1):
+        assert len(metrics[f"set_{number}"]["rhat"]) == 3
+        assert len(metrics[f"set_{number}"]["swap_rate"]) == 2
+    read = load_reference(reference / "reference.npz", 2.0)
+    assert read.x.shape == (2, 160, 3, 2)
+    assert read.metadata["config"]["system"]["num_particles"] == 3
+    assert not np.allclose(read.x[0], read.x[1]), "the sets are independent"
+    assert (reference / "energies.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperatures": [1.0, 3.0, 2.0]}, "temperatures must be strictly increasing or decreasing"),
+        ({"temperatures": [1.0, -2.0]}, "temperatures.1"),
+        ({"keep": [1.7]}, "keep = 1.7 is none of the temperatures 1, 1.5, 2"),
+        ({"num_chains": 3}, "num_chains = 3 must be even"),
+        ({"system": {"kind": "lennard_jonse"}}, "lennard_jones"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_before_anything_is_written(tmp_path, capsys, change, message):
+    assert main(["reference", write(tmp_path, REFERENCE | change, "r.yaml"), "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_a_molecule_is_trained_saved_and_compared(reference, tmp_path):
+    out = tmp_path / "out"
+    assert main(["train", write(tmp_path, training(reference), "t.yaml"), "--output", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["finished"]
+    assert {"energy_w1", "distance_w2", "outside"} <= set(metrics["samples_against_reference"])
+    assert np.isfinite(metrics["validation_nats_bound"])
+    assert {"losses.png", "validation.png", "energies.png", "distances.png"} <= set(metrics["files"])
+    model = rj.load_model(out / "model.safetensors")
+    assert model.shape == (3, 2)
+    x = np.load(out / "samples.npz")["x"]
+    np.testing.assert_allclose(x.mean(axis=1), 0, atol=1e-5)
+    # In the data's units: the transform is part of the model.
+    data = load_reference(reference / "reference.npz", 2.0).x[0]
+    np.testing.assert_allclose(float(model.transform.scale), np.sqrt((data**2).sum() / (len(data) * 4)), rtol=1e-5)
+
+
+def test_an_energy_is_trained_with_residuals_and_goes_on_from_where_it_was_stopped(reference, tmp_path):
+    terms = {"score": 1.0, "rne": 0.1, "rne_euler": 0.1, "fokker_planck": 0.1, "prior": 0.1}
+    tree = training(reference, prediction="energy", network={"arguments": {}})
+    tree["network"] = {"name": "mlp", "arguments": {"shape": [3, 2], "hidden": 8, "depth": 1, "output": "energy"}}
+    tree["training"] |= {"antithetic": False, "terms": terms, "residual_covariance": "hutchinson", "decay_steps": 0}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    path = write(tmp_path, tree, "t.yaml")
+    assert main(["train", path, "--output", str(whole)]) == 0
+    for steps in ("2", "4"):  # stopped half-way, and gone on with
+        assert main(["train", path, "--output", str(parts), "--training.num_steps", steps]) == 0
+    losses = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, parts)]
+    names = ("step", "loss", "gradient_norm", "validation_nats_bound")
+    for one, two in zip(*losses, strict=True):
+        assert [json.loads(one)[name] for name in names] == [json.loads(two)[name] for name in names]
+    model = rj.load_model(parts / "model.safetensors")
+    assert model.prediction == "energy"
+    assert float(model.energy(np.ones((3, 2), np.float32), 0.5)) == float(
+        rj.load_model(whole / "model.safetensors").energy(np.ones((3, 2), np.float32), 0.5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"temperature": 1.5}}, "no samples at temperature 1.5: there are 1, 2"),
+        ({"data": {"reference": "nothing"}}, "no shipped samples of that name"),
+        ({"data": {"system": {"kind": "double_well"}}}, "holds samples of .*lennard_jones.*, not of"),
+        ({"network": {"arguments": {"shape": [4, 2]}}}, r"cannot be trained on configurations of shape \(3, 2\)"),
+        ({"training": {"terms": {"rne": 1.0}}}, "training.terms are those of an energy: prediction = v has none"),
+        ({"prediction": "energy"}, "training.antithetic and training.weighting are for the other predictions"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(reference, tmp_path, capsys, change, message):
+    import re
+
+    path = write(tmp_path, training(reference, **change), "t.yaml")
+    assert main(["train", path, "--output", str(tmp_path / "out")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

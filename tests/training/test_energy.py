@@ -1,0 +1,219 @@
+"""Energy-based training: residuals that vanish for exact energies, and only for true noising pairs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnejax as rj
+from rnejax.kernels import CentreOfMassFree
+from rnejax.systems import GaussianMixture
+from rnejax.systems.mixture import random_mixture
+from rnejax.training import energy_loss, fokker_planck_residual, noising_pair, rne_residual, score_of_energy
+
+KEY = jax.random.key(0)
+PROCESS = rj.processes.VariancePreserving(data_std=0.6)
+MIXTURE = random_mixture(jax.random.key(1), 5, 2, 0.2)
+
+
+def pairs(mixture, s, t, n=2000, key=KEY, process=PROCESS):
+    """n noising pairs of samples of a mixture."""
+    key_data, key_noise, key_pair = jax.random.split(key, 3)
+    x0 = jax.vmap(mixture.sample)(jax.random.split(key_data, n))
+    noise = jax.random.normal(key_noise, x0.shape)
+    return noising_pair(key_pair, process, x0, jnp.full(n, s), jnp.full(n, t), noise)
+
+
+def residuals(model, pair, **options):
+    return jax.vmap(lambda a, b: rne_residual(model, a, b, pair.s[0], pair.t[0], **options))(pair.x_s, pair.x_t)
+
+
+class TestPairs:
+    def test_a_pair_is_a_noising_transition(self):
+        """Both marginals, and the covariance of a transition, Cov[x_s, x_t] = a Var[x_s], of Gaussian data."""
+        s, t, n = 0.2, 0.35, 40_000
+        pair = pairs(GaussianMixture(jnp.zeros((1, 2)), 0.5), s, t, n)
+        step = PROCESS.transition(s, t)
+        var_s = step.s.alpha**2 * 0.25 + step.s.sigma**2
+        var_t = step.t.alpha**2 * 0.25 + step.t.sigma**2
+        bound = 4 * np.sqrt(2 / (2 * n))  # four standard errors of a variance of 2 n numbers, relative
+        np.testing.assert_allclose(jnp.var(pair.x_s), var_s, rtol=bound)
+        np.testing.assert_allclose(jnp.var(pair.x_t), var_t, rtol=bound)
+        np.testing.assert_allclose(jnp.mean(pair.x_s * pair.x_t), step.decay * var_s, rtol=1.5 * bound)
+        fresh = (pair.x_t - step.decay * pair.x_s) / jnp.sqrt(step.variance)
+        assert abs(float(jnp.mean(fresh * pair.x_s))) < 4 * float(jnp.sqrt(var_s / (2 * n)))
+        np.testing.assert_allclose(jnp.var(fresh), 1, rtol=bound)
+
+    def test_pairs_stay_on_the_subspace(self):
+        process = rj.processes.Cosine(t_min=0.01, subspace=CentreOfMassFree())
+        x0 = jax.vmap(process.subspace.project)(jax.random.normal(KEY, (8, 4, 3)))
+        pair = noising_pair(KEY, process, x0, jnp.full(8, 0.2), jnp.full(8, 0.3), jnp.zeros_like(x0))
+        np.testing.assert_allclose(pair.x_s.mean(axis=1), 0, atol=1e-6)
+
+
+class TestRneResidual:
+    @pytest.mark.parametrize("covariance", ["reference", "full"])
+    def test_it_vanishes_for_gaussian_data_whatever_the_step(self, covariance):
+        process = rj.processes.VariancePreserving(data_std=0.5)
+        mixture = GaussianMixture(jnp.zeros((1, 2)), 0.5)
+        model = mixture.model(process, "energy", covariance)
+        pair = pairs(mixture, 0.1, 0.7, 64, process=process)
+        np.testing.assert_allclose(residuals(model, pair), 0, atol=2e-5)
+
+    def test_the_covariance_makes_it_smaller_and_the_paper_needs_small_steps(self):
+        exact = MIXTURE.model(PROCESS, "energy", "full")
+        size = {}
+        for name, model in {"full": exact, "euler": exact.with_covariance("euler")}.items():
+            for t in (0.102, 0.12):
+                size[name, t] = float(jnp.std(residuals(model, pairs(MIXTURE, 0.1, t))))
+        # What the covariance leaves is of order step^1.5, what Euler-Maruyama leaves of order step.
+        assert size["full", 0.12] < size["euler", 0.12] / 2
+        assert size["full", 0.102] < size["euler", 0.102] / 8
+        assert size["euler", 0.102] < 1.5 * size["euler", 0.12] / 10
+
+    def test_independent_noises_are_no_pair(self):
+        """A mistake seen in public code: x_s and x_t noised independently of each other."""
+        model = MIXTURE.model(PROCESS, "energy", "full")
+        pair = pairs(MIXTURE, 0.1, 0.12)
+        apart = pair._replace(x_s=pairs(MIXTURE, 0.1, 0.12, key=jax.random.key(9)).x_s)
+        assert float(jnp.std(residuals(model, apart))) > 50 * float(jnp.std(residuals(model, pair)))
+
+    def test_only_the_two_energies_have_a_gradient(self):
+        def energy(params, x, t, condition):
+            return params * jnp.sum(x**2) * (1 + t)
+
+        def model(params):
+            return rj.DiffusionModel(PROCESS, energy, "energy", "full", (2,), params=params)
+
+        x_s, x_t = jnp.asarray([0.3, -0.2]), jnp.asarray([0.5, 0.1])
+        gradient = jax.grad(lambda params: rne_residual(model(params), x_s, x_t, 0.1, 0.2))(0.7)
+        np.testing.assert_allclose(gradient, jnp.sum(x_t**2) * 1.2 - jnp.sum(x_s**2) * 1.1, rtol=1e-5)
+
+    def test_a_model_of_another_prediction_is_refused(self):
+        with pytest.raises(ValueError, match="predicts 'score', which is no energy"):
+            rne_residual(MIXTURE.model(PROCESS, "score"), jnp.zeros(2), jnp.zeros(2), 0.1, 0.2)
+
+
+class TestFokkerPlanckResidual:
+    def test_its_mean_vanishes_for_the_exact_energy(self):
+        """Over probes and states; and not for an energy whose time runs wrong."""
+        n = 4000
+        model = MIXTURE.model(PROCESS, "energy")
+        x = pairs(MIXTURE, 0.2, 0.3, n).x_t
+        found = jax.vmap(lambda key, x: fokker_planck_residual(key, model, x, 0.3))(jax.random.split(KEY, n), x)
+        scale = float(jnp.std(found))
+        assert abs(float(jnp.mean(found))) < 4 * scale / np.sqrt(n) + 0.02  # the differences' own error
+        slow = rj.DiffusionModel(
+            PROCESS, lambda x, t: MIXTURE.noised(PROCESS.level(0.5 * t + 0.15)).energy(x), "energy", shape=(2,)
+        )
+        wrong = jax.vmap(lambda key, x: fokker_planck_residual(key, slow, x, 0.3))(jax.random.split(KEY, n), x)
+        difference = wrong - found  # of the same probes: the rate in time that is missing
+        assert float(jnp.mean(difference**2)) > 1
+
+    def test_two_probes_multiply_to_the_square(self):
+        """The product of two is free of the probes' own variance; one probe squared is not."""
+        n = 4000
+        model = MIXTURE.model(PROCESS, "energy")
+        x = pairs(MIXTURE, 0.2, 0.3, n).x_t
+        both = [
+            jax.vmap(lambda key, x: fokker_planck_residual(key, model, x, 0.3))(jax.random.split(key, n), x)
+            for key in jax.random.split(KEY)
+        ]
+        product, square = both[0] * both[1], both[0] ** 2
+        assert abs(float(jnp.mean(product))) < 4 * float(jnp.std(product)) / np.sqrt(n) + 0.01
+        assert float(jnp.mean(square)) > 10 * float(jnp.std(square)) / np.sqrt(n)
+
+    def test_steps_must_be_positive(self):
+        with pytest.raises(ValueError, match="time_step and probe_std must be positive"):
+            fokker_planck_residual(KEY, MIXTURE.model(PROCESS, "energy"), jnp.zeros(2), 0.3, time_step=0.0)
+
+
+def exact_energy(params, x, t, *condition):
+    """The energies of the noised mixture, times params, on a batch."""
+    return params * jax.vmap(lambda x, t: MIXTURE.noised(PROCESS.level(t)).energy(x))(x, t)
+
+
+class TestEnergyLoss:
+    DATA = jax.vmap(MIXTURE.sample)(jax.random.split(jax.random.key(5), 512))
+
+    def value(self, weights, energy=exact_energy, params=1.0, **options):
+        loss = energy_loss(PROCESS, energy, weights=weights, times=lambda u: 0.05 + 0.4 * u, **options)
+        return loss(KEY, jnp.asarray(params), self.DATA)
+
+    def test_residuals_vanish_for_the_exact_energy_and_not_for_another(self):
+        for name in ("rne", "prior"):
+            exact, wrong = (self.value({name: 1.0}, params=params) for params in (1.0, 1.3))
+            assert float(jnp.min(exact)) >= 0
+            assert float(jnp.mean(exact)) < 0.1 * float(jnp.mean(wrong)), name
+
+    def test_fokker_planck_is_zero_in_the_mean_for_the_exact_energy(self):
+        exact, wrong = (self.value({"fokker_planck": 1.0}, params=params) for params in (1.0, 2.0))
+        error = [float(jnp.std(each)) / np.sqrt(512) for each in (exact, wrong)]
+        assert abs(float(jnp.mean(exact))) < 4 * error[0]
+        assert float(jnp.mean(wrong)) > 4 * error[1]
+
+    def test_the_paper_s_residual_has_noise_of_its_own_which_the_covariance_takes_away(self):
+        """For small steps Euler-Maruyama leaves the Hessian's noise, of the order of the step, whatever the step."""
+        euler, corrected = (float(jnp.mean(self.value({name: 1.0}))) for name in ("rne_euler", "rne"))
+        assert corrected < 0.25 * euler
+        assert float(jnp.mean(self.value({"rne_euler": 1.0}, params=1.5))) > 2 * euler
+
+    def test_score_matching_is_that_of_the_score(self):
+        """|eps - eps_theta|^2 / d at the same times, whatever the random numbers: within four standard errors."""
+        n = 20_000
+        data = jax.vmap(MIXTURE.sample)(jax.random.split(jax.random.key(6), n))
+        law = lambda u: 0.05 + 0.4 * u  # noqa: E731
+        ours = energy_loss(PROCESS, exact_energy, weights={"score": 1.0}, times=law)(KEY, jnp.asarray(1.0), data)
+        theirs = rj.training.score_matching_loss(
+            KEY,
+            PROCESS,
+            lambda x, t: score_of_energy(exact_energy)(jnp.asarray(1.0), x, t),
+            data,
+            prediction="score",
+            weighting="epsilon",
+            times=law,
+            batched=True,
+        )
+        error = float(jnp.sqrt((jnp.var(ours) + jnp.var(theirs)) / n))
+        assert abs(float(jnp.mean(ours) - jnp.mean(theirs))) < 4 * error
+
+    def test_terms_add_up_by_their_weights(self):
+        weights = {"score": 0.5, "rne": 2.0, "rne_euler": 3.0, "fokker_planck": 0.1, "prior": 4.0}
+        total = self.value(weights, params=1.1)
+        parts = [weight * self.value({name: 1.0}, params=1.1) for name, weight in weights.items()]
+        np.testing.assert_allclose(total, sum(parts), rtol=2e-3, atol=1e-3)
+
+    def test_the_exact_energy_is_a_minimum_of_every_term(self):
+        """The gradient with respect to a factor on the energy, in standard errors, is zero at 1 and not elsewhere."""
+        for name in ("score", "rne", "prior"):
+            slopes = {}
+            for params in (1.0, 1.2):
+                step = 1e-2
+                up, down = (self.value({name: 1.0}, params=params + d) for d in (step, -step))
+                slope = np.asarray(up - down) / (2 * step)
+                slopes[params] = slope.mean() / (slope.std() / np.sqrt(len(slope)) + 1e-3)
+            assert abs(slopes[1.0]) < 4, name
+            assert slopes[1.2] > 6, name
+
+    def test_conditions_reach_the_network(self):
+        def energy(params, x, t, condition):
+            return condition + 0 * jnp.sum(x, axis=-1)
+
+        loss = energy_loss(
+            PROCESS, energy, lambda key, batch: (batch, 1000.0 * jnp.arange(len(batch))), weights={"prior": 1.0}
+        )
+        values = jnp.sqrt(loss(KEY, None, jnp.zeros((4, 2))))
+        np.testing.assert_allclose(values, [0, 1000, 2000, 3000], atol=30)  # a Gaussian's log-density is a few nats
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"weights": {"rnd": 1.0}}, "must name terms of the loss, score, rne, .*: got rnd"),
+            ({"weights": {}}, "got none"),
+            ({"weights": {"rne": 0.0}}, "a weight must be positive; leave out.*rne: 0.0"),
+            ({"weights": {"rne": 1.0}, "step_ratio": (0.9, 1.2)}, "step_ratio must be"),
+        ],
+    )
+    def test_what_cannot_be_is_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            energy_loss(PROCESS, exact_energy, **options)
