@@ -9,7 +9,7 @@ from typing import Any
 
 from . import control, covariance, increments, kernels, processes, smc, transforms
 from .calibration import calibrate
-from .control import guide, observe, product, steer, temper, tilt
+from .control import guide, observe, product, reweight, steer, temper, tilt
 from .density import log_density, sample
 from .increments import increment
 from .model import DiffusionModel
@@ -38,6 +38,7 @@ __all__ = [
     "processes",
     "product",
     "resample",
+    "reweight",
     "sample",
     "save_model",
     "smc",

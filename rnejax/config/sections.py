@@ -382,6 +382,8 @@ class Training(Section):
     """optimiser steps in all"""
     batch_size: PositiveInt = 32
     """examples per step"""
+    microbatch_size: PositiveInt | None = None
+    """gradients over so many at a time, a divisor of batch_size, added up; all at once by default"""
     learning_rate: Positive = 1e-3
     """its largest value"""
     warmup_steps: Annotated[Integer, Field(ge=0)] = 200

@@ -3,6 +3,7 @@
 from .observations import PredictionError, observe, prediction_error
 from .proposals import Drift, FeynmanKac, Local, Proposal
 from .rewards import Reward, RewardError
+from .reweight import reweight
 from .steer import Steered, SteerInfo, SteeringWarning, steer
 from .targets import Target, guide, product, temper, tilt
 
@@ -22,6 +23,7 @@ __all__ = [
     "observe",
     "prediction_error",
     "product",
+    "reweight",
     "steer",
     "temper",
     "tilt",

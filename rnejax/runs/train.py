@@ -73,6 +73,7 @@ def run(config: TrainRun, output: Output) -> None:
                 optimizer,
                 num_steps=settings.num_steps,
                 batch_size=settings.batch_size,
+                microbatch_size=settings.microbatch_size,
                 ema_decay=settings.ema_decay,
                 steps_per_call=settings.steps_per_call,
                 evaluate=evaluate,

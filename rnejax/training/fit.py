@@ -52,6 +52,7 @@ def fit(
     *,
     num_steps: int,
     batch_size: int,
+    microbatch_size: int | None = None,
     ema_decay: float = 0.999,
     steps_per_call: int = 1,
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
@@ -75,6 +76,9 @@ def fit(
         optimizer: any optax transformation; `make_optimizer` gives the usual one.
         num_steps: total number of steps, those before a resumption included.
         batch_size: examples per step, at most the number there are.
+        microbatch_size: compute the gradient over so many examples at a time (a divisor of batch_size) and add up: less
+            memory, and on a CPU some 1.8 times faster for networks of particles, whose pairs then fit into the cache.
+            The loss is called on each part with a key of its own.
         ema_decay: the share of the average that one step keeps (`rnejax.training.ema`).
         steps_per_call: steps in one compiled call; between calls the host reports, saves and can be interrupted. More
             than one pays for small networks and on accelerators; on a CPU it makes convolutional networks some twenty
@@ -97,6 +101,7 @@ def fit(
         FloatingPointError: a loss became NaN or infinite; the last saved state stays.
     """
     num_examples = _check_sizes(data, num_steps, batch_size, steps_per_call, report_every, save_every)
+    parts = _num_parts(batch_size, microbatch_size)
     _check_loss(loss, key, params, data, batch_size)
     batch_key, step_key = jax.random.split(key)
     state = FitState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
@@ -106,7 +111,7 @@ def fit(
         state, metrics = _resume(path, state, fingerprint)
 
     data = jax.tree.map(jnp.asarray, data)
-    run_chunk = _make_chunk(loss, optimizer, step_key, ema_decay)
+    run_chunk = _make_chunk(loss, optimizer, step_key, ema_decay, parts)
     order = _Order(batch_key, num_examples, batch_size)
     step, interrupted, started = int(state.step), False, time.perf_counter()
     totals: list[jax.Array] = []
@@ -142,16 +147,30 @@ def fit(
     return FitResult(state.params, state.average, metrics, interrupted)
 
 
-def _make_chunk(loss: Loss, optimizer: optax.GradientTransformation, step_key: jax.Array, ema_decay: float) -> Callable:
+def _make_chunk(
+    loss: Loss, optimizer: optax.GradientTransformation, step_key: jax.Array, ema_decay: float, parts: int
+) -> Callable:
     def objective(params: Any, key: jax.Array, batch: Any) -> jax.Array:
         return jnp.mean(loss(key, params, batch))
+
+    def value_and_gradient(params: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, Any]:
+        if parts == 1:
+            return jax.value_and_grad(objective)(params, key, batch)
+
+        def add(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(objective)(params, *part)), None
+
+        split = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
+        nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, nothing, (jax.random.split(key, parts), split))
+        return jax.tree.map(lambda leaf: leaf / parts, total)
 
     @jax.jit
     def run_chunk(state: FitState, data: Any, indices: jax.Array) -> tuple[FitState, jax.Array]:
         def one_step(state: FitState, chosen: jax.Array) -> tuple[FitState, jax.Array]:
             batch = jax.tree.map(lambda leaf: leaf[chosen], data)
             key = jax.random.fold_in(step_key, state.step)
-            value, gradient = jax.value_and_grad(objective)(state.params, key, batch)
+            value, gradient = value_and_gradient(state.params, key, batch)
             updates, memory = optimizer.update(gradient, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
             average = ema_update(state.average, params, decay_at(state.step, ema_decay))
@@ -267,6 +286,14 @@ def _check_sizes(
     if batch_size > sizes[0]:
         raise ValueError(f"batch_size must not exceed the number of examples, {sizes[0]}: got {batch_size}")
     return sizes[0]
+
+
+def _num_parts(batch_size: int, microbatch_size: int | None) -> int:
+    if microbatch_size is None:
+        return 1
+    if microbatch_size < 1 or batch_size % microbatch_size:
+        raise ValueError(f"microbatch_size must divide batch_size = {batch_size}: got {microbatch_size}")
+    return batch_size // microbatch_size
 
 
 def _check_loss(loss: Loss, key: jax.Array, params: Any, data: Any, batch_size: int) -> None:

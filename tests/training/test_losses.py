@@ -167,3 +167,81 @@ def test_labels_that_are_kept_are_unchanged():
 def test_a_rate_outside_the_unit_interval_is_an_error():
     with pytest.raises(ValueError, match=r"rate must be in \[0, 1\]: got 1.5"):
         drop_labels(jax.random.key(0), jnp.zeros(3, jnp.int32), 1.5, 10)
+
+
+class TestSubspace:
+    """Without a centre of mass there is no noise in its direction, and one atom's dimensions fewer."""
+
+    PROCESS = rj.processes.Cosine(subspace=rj.kernels.CentreOfMassFree())
+
+    def test_noise_and_error_are_those_of_the_subspace(self):
+        x0 = jnp.zeros((4000, 2, 3))
+        seen = []
+
+        def nothing(x, t):
+            seen.append(x)
+            return jnp.zeros_like(x)
+
+        times = jnp.full(4000, 0.5)
+        found = score_matching_loss(
+            jax.random.key(0), self.PROCESS, nothing, x0, prediction="epsilon", times=times, batched=True
+        )
+        np.testing.assert_allclose(jnp.mean(seen[0], axis=1), 0, atol=1e-6)
+        # |eps|^2 / d with d = 3: mean 1, variance 2 / 3.
+        assert abs(float(found.mean()) - 1) < 4 * np.sqrt(2 / 3 / 4000)
+
+    def test_what_is_said_of_the_centre_is_not_heard(self):
+        x0 = self.PROCESS.subspace.project(jax.random.normal(jax.random.key(1), (8, 3, 2)))
+        values = [
+            score_matching_loss(
+                jax.random.key(0), self.PROCESS, lambda x, t, c=c: x + c, x0, prediction="v", batched=True
+            )
+            for c in (0.0, 5.0)
+        ]
+        np.testing.assert_allclose(*values, rtol=1e-4)
+
+
+class TestAntithetic:
+    PROCESS = PROCESSES["cosine"]
+    X0 = MEAN + STD * jax.random.normal(jax.random.key(3), (64, 2))
+
+    def loss(self, predict, antithetic, key=None, times=None):
+        key = jax.random.key(0) if key is None else key
+        return score_matching_loss(
+            key, self.PROCESS, predict, self.X0, prediction="v", times=times, antithetic=antithetic, batched=True
+        )
+
+    def test_it_is_the_mean_over_a_noise_and_its_opposite(self):
+        seen = []
+
+        def predict(x, t):
+            seen.append((x, t))
+            return jnp.sin(x)
+
+        found = self.loss(predict, True)
+        (up, t), (down, same) = seen
+        level = self.PROCESS.level(t)
+        alpha, sigma = level.alpha[:, None], level.sigma[:, None]
+        np.testing.assert_array_equal(t, same)
+        np.testing.assert_allclose(0.5 * (up + down), alpha * self.X0, atol=1e-5)
+        noise = (up - alpha * self.X0) / sigma
+        expected = sum(
+            jnp.mean((jnp.sin(x) - (alpha * e - sigma * self.X0)) ** 2, axis=1)
+            for x, e in ((up, noise), (down, -noise))
+        )
+        np.testing.assert_allclose(found, expected / 2, rtol=2e-3)
+
+    def test_where_noise_is_small_the_gradient_has_almost_none(self):
+        times = jnp.full(64, 0.01)
+
+        def gradient(key, antithetic):
+            def mean(slope):
+                return self.loss(lambda x, t: slope * jnp.cos(x), antithetic, key, times).mean()
+
+            return jax.grad(mean)(1.0)
+
+        keys = jax.random.split(jax.random.key(7), 200)
+        plain, opposite = (jax.vmap(lambda key, a=a: gradient(key, a))(keys) for a in (False, True))
+        assert float(jnp.std(opposite)) < 0.1 * float(jnp.std(plain))
+        error = float(jnp.std(plain)) / np.sqrt(200)
+        assert abs(float(plain.mean() - opposite.mean())) < 4 * error
