@@ -219,29 +219,45 @@ def log_density_histogram(groups: Mapping[str, Any], *, bins: int = 40, unit: st
 
 
 def histograms(
-    groups: Mapping[str, Any], *, xlabel: str, weights: Mapping[str, Any] | None = None, bins: int = 80, title: str = ""
+    groups: Mapping[str, Any],
+    *,
+    xlabel: str,
+    dashed: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Any] | None = None,
+    bins: int = 80,
+    title: str = "",
 ) -> Figure:
     """Densities of numbers, one line per named set, over the range of all of them.
 
     Args:
-      groups: numbers by name; what is not finite cannot be drawn, and is counted in the legend.
-      weights: of some of the sets, by name.
+      groups: numbers by name; what lies outside the range that is drawn, or is infinite, is counted in the legend.
+      dashed: more sets under the same names, drawn as dashed lines of the same colour: what the first are compared to.
+      weights: of some of the groups, by name.
     """
     values = {name: np.asarray(group, np.float64).ravel() for name, group in groups.items()}
-    finite = np.concatenate([each[np.isfinite(each)] for each in values.values()])
-    low, high = np.quantile(finite, [0.0005, 0.9995])
+    others = {name: np.asarray(group, np.float64).ravel() for name, group in (dashed or {}).items()}
+    every = np.concatenate([*values.values(), *others.values()])
+    low, high = np.quantile(every[np.isfinite(every)], [0.0005, 0.9995])
     edges = np.linspace(float(low), float(high), bins + 1)
-    figure = _figure(5.2, 3.4)
+    many = len(values) > 4
+    figure = _figure(6.6 if many else 5.2, 3.4)
     ax = figure.subplots()
     for (name, each), colour in zip(values.items(), _colours(len(values)), strict=True):
         share = (weights or {}).get(name)
         share = np.full(each.size, 1 / each.size) if share is None else np.asarray(share, np.float64).ravel()
         heights = np.histogram(each, edges, weights=share)[0] / np.diff(edges)
         outside = 1 - np.sum(heights * np.diff(edges)) / share.sum()
-        label = name if outside < 2e-3 else f"{name} ({100 * outside:.2g} % outside)"
+        label = name if outside < 5e-3 else f"{name} ({100 * outside:.2g} % outside)"
         ax.stairs(heights, edges, color=colour, label=label, linewidth=1.2)
-    ax.set(xlabel=xlabel, ylabel="density", title=title)
-    ax.legend(frameon=False, fontsize=8)
+        if name in others:
+            heights = np.histogram(others[name], edges)[0] / (others[name].size * np.diff(edges))
+            ax.stairs(heights, edges, color=colour, linewidth=1.0, linestyle="--")
+    ax.set(xlabel=xlabel, ylabel="density")
+    ax.set_title(title, fontsize=9, color=INK)
+    if many:
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        ax.legend(frameon=False, fontsize=8)
     return _clean(figure)
 
 

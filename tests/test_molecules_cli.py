@@ -146,3 +146,66 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(reference,
     assert main(["train", path, "--output", str(tmp_path / "out")]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(reference, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    tree = training(reference)
+    assert main(["train", write(folder, tree, "t.yaml"), "--output", str(folder / "out")]) == 0
+    return folder / "out" / "model.safetensors"
+
+
+def steering(reference, trained, **changes):
+    return {
+        "model": str(trained),
+        "target": {"kind": "temper", "exponent": 2.0},
+        "grid": {"num_steps": 8},
+        "num_particles": 32,
+        "num_groups": 2,
+        "compare_uncorrected": True,
+        "molecule": {"system": SYSTEM, "temperature": 1.0, "reference": str(reference / "reference.npz")},
+    } | changes
+
+
+def test_particles_are_held_against_the_reference_and_the_true_energy(reference, trained, tmp_path):
+    out = tmp_path / "out"
+    assert main(["steer", write(tmp_path, steering(reference, trained), "s.yaml"), "--output", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    for name in ("against_reference", "reweighted_against_reference", "uncorrected_against_reference"):
+        assert {"energy_w1", "distance_w2", "outside", "infinite"} <= set(metrics[name])
+    assert 1 <= metrics["reweighted"]["effective_sample_size"] <= 64
+    assert metrics["infinite_energies"] == 0
+    assert {"energies.png", "distances.png"} <= set(metrics["files"])
+    # The weights are used: those of the true energy are other ones.
+    assert metrics["against_reference"]["energy_w1"] != metrics["reweighted_against_reference"]["energy_w1"]
+    from rnejax.systems import LennardJones
+    from rnejax.systems import metrics as measures
+
+    x = np.load(out / "samples.npz")
+    weights = measures.weights_of((x["log_weights"] + x["log_normalizer"][:, None]).ravel(), 64)
+    energy = measures.energies(LennardJones(3, 2), x["x"].reshape(-1, 3, 2))
+    theirs = load_reference(reference / "reference.npz", 1.0)
+    expected = measures.energy_wasserstein(energy, measures.energies(LennardJones(3, 2), theirs.x[1]), weights)
+    np.testing.assert_allclose(metrics["against_reference"]["energy_w1"], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("molecule", "message"),
+    [
+        ({"temperature": 0}, "molecule.temperature"),
+        ({"temperature": 1.5}, "no samples at temperature 1.5"),
+        ({"system": {"kind": "double_well"}}, r"configurations of shape \(4, 2\), the model states of shape \(3, 2\)"),
+        ({"system": SYSTEM | {"strength": 1.0}}, "holds samples of .*, not of"),
+    ],
+)
+def test_another_molecule_is_refused_before_anything_is_written(
+    reference, trained, tmp_path, capsys, molecule, message
+):
+    import re
+
+    tree = steering(reference, trained)
+    tree["molecule"] |= molecule
+    assert main(["steer", write(tmp_path, tree, "s.yaml"), "--output", str(tmp_path / "out")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

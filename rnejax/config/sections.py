@@ -117,6 +117,63 @@ class DensityRun(ModelRun):
     """random probes of its divergence; 0 for the exact one, which costs a derivative per dimension"""
 
 
+# -------------------------------------------------------------------------------------------------------- molecules
+
+
+class MullerBrownSystem(Section):
+    """Three wells in the plane."""
+
+    kind: Literal["muller_brown"]
+    scale: Positive = 1.0
+    """multiplies the energy"""
+
+
+class DoubleWellSystem(Section):
+    """Particles whose pairs sit in double wells; DW-4 by default."""
+
+    kind: Literal["double_well"]
+    num_particles: PositiveInt = 4
+    """how many"""
+    dimension: PositiveInt = 2
+    """of the space they live in"""
+
+
+class LennardJonesSystem(Section):
+    """A cluster of Lennard-Jones particles in a harmonic trap; LJ-13 by default."""
+
+    kind: Literal["lennard_jones"]
+    num_particles: PositiveInt = 13
+    """how many"""
+    dimension: PositiveInt = 3
+    """of the space they live in"""
+    strength: Positive = 2.0
+    """depth of a pair's well; 2 is the convention of DEM and PITA"""
+
+
+class AlanineDipeptideSystem(Section):
+    """22 atoms in implicit solvent; nm, kJ/mol, K."""
+
+    kind: Literal["alanine_dipeptide"]
+
+
+System = Annotated[
+    MullerBrownSystem | DoubleWellSystem | LennardJonesSystem | AlanineDipeptideSystem, Field(discriminator="kind")
+]
+
+
+class MoleculeComparison(Section):
+    """A molecular system at one temperature, to hold particles against."""
+
+    system: System
+    """the system that the model was trained on"""
+    temperature: Positive
+    """that of the target, in the system's unit"""
+    reference: str | None = None
+    """the name of shipped samples at this temperature, or a file that rnejax reference wrote"""
+    reweight: bool = True
+    """also weigh the particles for the true energy, at the last step"""
+
+
 # ---------------------------------------------------------------------------------------------------------------- steer
 
 
@@ -232,50 +289,11 @@ class SteerRun(ModelRun):
     """a shipped classifier that judges the result, and is no part of it"""
     judge_label: Annotated[Integer, Field(ge=0, le=9)] | None = None
     """the class the judge should see; by default the one the target asks for"""
+    molecule: MoleculeComparison | None = None
+    """what the particles should be samples of: metrics, energies and distances against a reference"""
 
 
-# -------------------------------------------------------------------------------------------------------- molecules
-
-
-class MullerBrownSystem(Section):
-    """Three wells in the plane."""
-
-    kind: Literal["muller_brown"]
-    scale: Positive = 1.0
-    """multiplies the energy"""
-
-
-class DoubleWellSystem(Section):
-    """Particles whose pairs sit in double wells; DW-4 by default."""
-
-    kind: Literal["double_well"]
-    num_particles: PositiveInt = 4
-    """how many"""
-    dimension: PositiveInt = 2
-    """of the space they live in"""
-
-
-class LennardJonesSystem(Section):
-    """A cluster of Lennard-Jones particles in a harmonic trap; LJ-13 by default."""
-
-    kind: Literal["lennard_jones"]
-    num_particles: PositiveInt = 13
-    """how many"""
-    dimension: PositiveInt = 3
-    """of the space they live in"""
-    strength: Positive = 2.0
-    """depth of a pair's well; 2 is the convention of DEM and PITA"""
-
-
-class AlanineDipeptideSystem(Section):
-    """22 atoms in implicit solvent; nm, kJ/mol, K."""
-
-    kind: Literal["alanine_dipeptide"]
-
-
-System = Annotated[
-    MullerBrownSystem | DoubleWellSystem | LennardJonesSystem | AlanineDipeptideSystem, Field(discriminator="kind")
-]
+# ------------------------------------------------------------------------------------------------------- reference
 
 
 class ReferenceRun(Run):

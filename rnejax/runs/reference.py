@@ -94,11 +94,12 @@ def floors(system: Any, x: np.ndarray, energy: np.ndarray) -> dict[str, float]:
 def draw(folder: RunFolder, system: Any, ladder: list[float], sets: list[Any]) -> None:
     """Energies of both halves of the chains at every temperature: where they differ, a barrier was missed."""
     half = sets[0].energy.shape[1] // 2
-    groups = {}
-    for i, temperature in enumerate(ladder):
-        groups[f"{temperature:g}, started cold"] = np.concatenate([made.energy[i, :half].ravel() for made in sets])
-        groups[f"{temperature:g}, started hot"] = np.concatenate([made.energy[i, half:].ravel() for made in sets])
-    folder.picture("energies.png", plot.histograms(groups, xlabel="energy"))
+    hot, cold = (
+        {f"{each:g}": np.concatenate([made.energy[i, part].ravel() for made in sets]) for i, each in enumerate(ladder)}
+        for part in (slice(half, None), slice(None, half))
+    )
+    title = "by temperature; solid: chains started hot, dashed: started cold"
+    folder.picture("energies.png", plot.histograms(hot, dashed=cold, xlabel="energy", title=title))
     if hasattr(system, "torsions"):
         from ..systems.metrics import torsion_histogram
 

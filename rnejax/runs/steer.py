@@ -23,6 +23,7 @@ from .build import (
     load_model,
     make_times,
 )
+from .comparison import Comparison
 from .folder import Output, RunFolder, require_pictures
 
 Judge = Callable[[Any], Any]
@@ -38,6 +39,7 @@ def run(config: SteerRun, output: Output) -> None:
     if config.judge is None and config.judge_label is not None:
         raise ConfigError(f"judge_label = {config.judge_label}, but judge is null: there is nobody to see it")
     judge = None if config.judge is None else load_classifier(config.judge)
+    comparison = None if config.molecule is None else Comparison(config.molecule, model)
     require_pictures()
     folder = output.open()
     key, key_uncorrected, key_sheet = jax.random.split(jax.random.key(config.seed), 3)
@@ -57,6 +59,8 @@ def run(config: SteerRun, output: Output) -> None:
     record_weights(folder, config, target, result)
     record_quality(folder, config, judge, x, log_weights, "")
     draw_weights(folder, config, result)
+    if comparison is not None:
+        comparison.record(folder, target, result)
     equal = np.asarray(rj.resample(key_sheet, result)).reshape(x.shape)
     if plot.is_image(model.shape):
         folder.picture("samples.png", plot.sample_sheet(spread(equal, 128)))
@@ -68,6 +72,8 @@ def run(config: SteerRun, output: Output) -> None:
         x_plain, _ = pool(plain, model.shape)
         folder.arrays("uncorrected.npz", x=plain.particles)
         record_quality(folder, config, judge, x_plain, np.zeros(len(x_plain)), "_uncorrected")
+        if comparison is not None:
+            comparison.record_uncorrected(folder, x_plain)
         if plot.is_image(model.shape):
             sheets = {"uncorrected": spread(x_plain, 64), "corrected": spread(equal, 64)}
             folder.picture("comparison.png", plot.compare_sheets(sheets))

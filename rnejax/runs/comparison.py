@@ -1,0 +1,116 @@
+"""Particles of a molecular system against its reference samples and its true energy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import rnejax as rj
+
+from .. import plot
+from ..config import ConfigError, MoleculeComparison
+from .build import build_system
+from .folder import RunFolder
+
+
+class Comparison:
+    """The system, its temperature, and the last of its reference sets.
+
+    Raises:
+      ConfigError: for a system that is not the model's, or reference samples that are not there.
+    """
+
+    def __init__(self, config: MoleculeComparison, model: rj.DiffusionModel):
+        self.system = build_system(config.system)
+        self.reweight = config.reweight
+        if self.system.shape != model.shape:
+            raise ConfigError(
+                f"molecule.system = {config.system.kind} has configurations of shape {self.system.shape}, the model "
+                f"states of shape {model.shape}"
+            )
+        self.thermal_energy = self.system.thermal_energy(config.temperature)
+        self.reference = None
+        if config.reference is not None:
+            from ..systems.references import load_reference
+
+            try:
+                stored = load_reference(config.reference, config.temperature)
+            except (ValueError, FileNotFoundError) as error:
+                raise ConfigError(f"molecule.reference: {error}") from error
+            described = stored.metadata.get("config", {}).get("system")
+            if described != config.system.model_dump(mode="json"):
+                raise ConfigError(
+                    f"molecule.reference = {config.reference} holds samples of {described}, not of {config.system}"
+                )
+            self.reference = stored.x[-1]
+
+    def record(self, folder: RunFolder, target: Any, result: rj.control.Steered) -> None:
+        """Metrics of the particles by their weights, and of the same ones weighed for the true energy; pictures."""
+        log_weights = _pooled(result)
+        x = np.asarray(result.particles).reshape(len(log_weights), *self.system.shape)
+        energy = self._energies(x)
+        folder.record(infinite_energies=int(np.sum(~np.isfinite(energy))))
+        found = {"target": log_weights}
+        self._measure(folder, "against_reference", x, energy, log_weights)
+        if self.reweight and not getattr(target, "rewards", ()):
+            again = rj.reweight(result, target, lambda x: -self.system.energy(x) / self.thermal_energy)
+            new = _pooled(again)
+            estimate, error = rj.smc.log_normalizer_with_error(again)
+            folder.record(
+                reweighted={
+                    "log_normalizer_nats": float(estimate),
+                    "log_normalizer_standard_error_nats": float(error),
+                    "effective_sample_size": float(rj.smc.effective_sample_size(jnp.asarray(new))),
+                    "pareto_k": float(rj.smc.pareto_k(jnp.asarray(new))),
+                }
+            )
+            self._measure(folder, "reweighted_against_reference", x, energy, new)
+            found["true energy"] = new
+        self._draw(folder, x, energy, found)
+
+    def record_uncorrected(self, folder: RunFolder, x: np.ndarray) -> None:
+        """The same metrics of particles without weights."""
+        self._measure(folder, "uncorrected_against_reference", x, self._energies(x), None)
+
+    def _energies(self, x: np.ndarray) -> np.ndarray:
+        from ..systems.metrics import energies
+
+        return energies(self.system, x)
+
+    def _measure(self, folder: RunFolder, name: str, x: np.ndarray, energy: np.ndarray, log_weights: Any) -> None:
+        from ..systems.metrics import compare
+
+        if self.reference is not None:
+            folder.record(**{name: compare(self.system, x, self.reference, log_weights, energy=energy)})
+
+    def _draw(self, folder: RunFolder, x: np.ndarray, energy: np.ndarray, found: dict[str, np.ndarray]) -> None:
+        from ..systems.metrics import pair_distances, torsion_histogram, weights_of
+
+        shares = {name: weights_of(each, len(x)) for name, each in found.items()}
+        energies = dict.fromkeys(found, energy)
+        if self.reference is not None:
+            energies["reference"] = self._energies(self.reference)
+        folder.picture("energies.png", plot.histograms(energies, weights=shares, xlabel="energy"))
+        if len(self.system.shape) == 2:
+            distances = {name: pair_distances(x) for name in found}
+            repeated = {name: np.repeat(each, distances[name].shape[1]) for name, each in shares.items()}
+            if self.reference is not None:
+                distances["reference"] = pair_distances(self.reference)
+            figure = plot.histograms(distances, weights=repeated, xlabel="distance of a pair")
+            folder.picture("distances.png", figure)
+        if hasattr(self.system, "torsions"):
+            angles = np.asarray(jax.lax.map(self.system.torsions, x, batch_size=1000))
+            plots = {name: torsion_histogram(angles, weights=each) for name, each in shares.items()}
+            if self.reference is not None:
+                theirs = np.asarray(jax.lax.map(self.system.torsions, self.reference, batch_size=1000))
+                plots["reference"] = torsion_histogram(theirs)
+            folder.picture("ramachandran.png", plot.ramachandran(plots))
+
+
+def _pooled(result: rj.control.Steered) -> np.ndarray:
+    """Log-weights of all particles of all groups, on one scale."""
+    scale = np.asarray(result.log_normalizer, np.float64)[..., None]
+    return (np.asarray(result.log_weights, np.float64) + scale).ravel()
