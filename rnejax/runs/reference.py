@@ -54,12 +54,14 @@ def run(config: ReferenceRun, output: Output) -> None:
     energy = np.stack([made.energy[chosen].reshape(len(kept), -1) for made in sets], axis=1)
     measured = [floors(system, *pair) for pair in zip(x, energy, strict=True)] if config.num_sets > 1 else []
     floor = {f"{temperature:g}": each for temperature, each in zip(kept, measured, strict=False)}
-    folder.record(floor=floor)
+    free_energies = [free_energy(system, ladder, made) for made in sets]
+    folder.record(floor=floor, free_energy=free_energies)
     metadata = {
         "command": "rnejax reference",
         "config": config.model_dump(mode="json", exclude={"output", "device"}),
         "diagnostics": [diagnostics(system, made) for made in sets],
         "floor": floor,
+        "free_energy": free_energies,
     }
     save_reference(folder.path / "reference.npz", kept, x, energy, metadata)
     folder.add("reference.npz")
@@ -81,6 +83,23 @@ def diagnostics(system: Any, made: Any) -> dict[str, list[float]]:
         ]
         found["effective_sample_size_phi"] = [float(f"{size:.4g}") for size in sizes]
     return found
+
+
+def free_energy(system: Any, ladder: list[float], made: Any) -> dict[str, list[float]]:
+    """log Z of every temperature relative to the last one, by MBAR over the whole ladder.
+
+    The error is that of as many independent samples as the smallest effective sample size of the ladder.
+    """
+    from ..systems.free_energy import multistate_bennett
+
+    energy = np.asarray(made.energy, np.float64).reshape(len(ladder), -1)
+    found = multistate_bennett([system.thermal_energy(each) for each in ladder], energy)
+    inflation = np.sqrt(max(1.0, energy.shape[1] / float(np.min(made.effective_sample_size))))
+    return {
+        "temperatures": [float(each) for each in ladder],
+        "log_normalizer": [float(f"{value:.6g}") for value in found.log_normalizer],
+        "standard_error": [float(f"{value:.3g}") for value in found.standard_error * inflation],
+    }
 
 
 def floors(system: Any, x: np.ndarray, energy: np.ndarray) -> dict[str, float]:

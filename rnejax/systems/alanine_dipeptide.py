@@ -65,7 +65,8 @@ class AlanineDipeptide:
     @property
     def kinds(self) -> tuple[int, ...]:
         """Which atoms are alike: the three hydrogens of each methyl group are, all others are not."""
-        names = [name.rstrip("123") for name in self.atom_names]
+        # "NME:H1" to "NME:H3" are alike; "NME:H" is another atom.
+        names = [name[:-1] + "#" if name[-1] in "123" else name for name in self.atom_names]
         return tuple(sorted(set(names), key=names.index).index(name) for name in names)
 
     def thermal_energy(self, temperature: Any) -> float:

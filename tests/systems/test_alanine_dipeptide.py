@@ -78,3 +78,28 @@ def test_other_molecules_and_temperatures_are_refused():
     with pytest.raises(ValueError, match="temperature must be positive, got -300"):
         SYSTEM.thermal_energy(-300)
     assert SYSTEM.thermal_energy(300.0) == pytest.approx(2.4943387854, rel=1e-9)
+
+
+def test_the_hydrogens_of_each_methyl_group_are_alike_and_nothing_else():
+    from collections import Counter
+
+    counts = Counter(SYSTEM.kinds)
+    assert sorted(counts.values()) == [1] * 13 + [3] * 3
+    groups = {frozenset(i for i, kind in enumerate(SYSTEM.kinds) if kind == k) for k, n in counts.items() if n == 3}
+    carbons = {SYSTEM.atom_names.index(name) for name in ("ACE:CH3", "ALA:CB", "NME:C")}
+    bonded = {
+        frozenset(
+            int(b if a == carbon else a)
+            for a, b in SYSTEM.parameters["bond_atoms"]
+            if carbon in (a, b) and SYSTEM.parameters["atom_elements"][int(b if a == carbon else a)] == "H"
+        )
+        for carbon in carbons
+    }
+    assert groups == bonded
+
+
+def test_exchanging_alike_atoms_changes_no_energy(frames):
+    x = np.asarray(frames["positions"], np.float32).reshape(-1, 22, 3)[:2]
+    swapped = x[:, [2, 1, 0, *range(3, 22)]]
+    energies, _ = both(np.concatenate([x, swapped]), np.float64)
+    np.testing.assert_allclose(energies[2:], energies[:2], rtol=1e-6)
