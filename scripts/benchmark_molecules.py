@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,8 @@ def run_row(row: str, model: Any, beta: float, times: Any, seed: int, particles:
     return result, np.asarray(result.log_weights)
 
 
-def measure(name: str, rows: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows of one system, one dictionary per row, temperature and seed."""
+def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rows of one system, one dictionary per row, temperature and seed, as they come."""
     problem = SYSTEMS[name]
     path = options.model or name
     model = load(path)
@@ -75,11 +75,9 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> list[dic
     described = dict(stored.metadata["config"]["system"])
     system = systems.build(described.pop("kind"), **described)
     times = rj.time_grid(model.process, options.steps, options.grid)
-    found: list[dict[str, Any]] = []
 
-    def add(temperature: float, row: str, seed: int, **values: Any) -> None:
-        found.append({"system": name, "temperature": temperature, "row": row, "seed": seed, **values})
-        print(json.dumps(found[-1]), flush=True)
+    def made(temperature: float, row: str, seed: int, **values: Any) -> dict[str, Any]:
+        return {"system": name, "temperature": temperature, "row": row, "seed": seed, **values}
 
     for temperature in (start, *targets):
         reference = load_reference(name, temperature)
@@ -94,7 +92,7 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> list[dic
                 energy=reference.energy[0][chosen],
                 reference_energy=theirs[1],
             )
-            add(temperature, "floor", seed, **values)
+            yield made(temperature, "floor", seed, **values)
         beta = start / temperature
         for row in rows:
             if (row == "base") != (temperature == start):
@@ -113,7 +111,9 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> list[dic
                 }
                 energy = metrics.energies(system, x)
                 known = {"energy": energy, "reference_energy": theirs[1]}
-                add(temperature, row, seed, **metrics.compare(system, x, theirs[0], log_weights, **known), **info)
+                yield made(
+                    temperature, row, seed, **metrics.compare(system, x, theirs[0], log_weights, **known), **info
+                )
                 if row not in ("base", "symmetric"):
                     continue
                 kT = system.thermal_energy(temperature)
@@ -125,14 +125,8 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> list[dic
                     "ess": float(rj.smc.effective_sample_size(again.log_weights)),
                     "pareto_k": float(rj.smc.pareto_k(again.log_weights)),
                 }
-                add(
-                    temperature,
-                    f"{row}, true energy",
-                    seed,
-                    **metrics.compare(system, x, theirs[0], new, **known),
-                    **info,
-                )
-    return found
+                values = metrics.compare(system, x, theirs[0], new, **known)
+                yield made(temperature, f"{row}, true energy", seed, **values, **info)
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -140,7 +134,9 @@ def table(found: list[dict[str, Any]]) -> str:
     extra = ("ancestors", "ess", "pareto_k", "seconds")
     lines = ["| system | T | row | seeds | " + " | ".join((*NAMES, *extra)) + " |"]
     lines.append("|" + "---|" * (4 + len(NAMES) + len(extra)))
-    for key in dict.fromkeys((each["system"], each["temperature"], each["row"]) for each in found):
+    order = ["floor", *(name for row in ROWS for name in (row, f"{row}, true energy"))]
+    keys = {(each["system"], each["temperature"], each["row"]) for each in found}
+    for key in sorted(keys, key=lambda key: (key[0], -key[1], order.index(key[2]))):
         rows = [each for each in found if (each["system"], each["temperature"], each["row"]) == key]
         cells = []
         for name in (*NAMES, *extra):
@@ -171,15 +167,15 @@ def main() -> None:
     options = parser.parse_args()
     path = options.output / "molecules.json"
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
+    same = ("system", "temperature", "row", "seed")
     for name in options.systems:
-        fresh = measure(name, options.rows, options)
-        keys = {(each["system"], each["temperature"], each["row"], each["seed"]) for each in fresh}
-        kept = [each for each in kept if (each["system"], each["temperature"], each["row"], each["seed"]) not in keys]
-        kept += fresh
-        settings = {"particles": options.particles, "steps": options.steps, "jax": jax.__version__}
-        options.output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"settings": settings, "rows": kept}, indent=1) + "\n")
-        (options.output / "molecules.md").write_text(table(kept))
+        for row in measure(name, options.rows, options):
+            print(json.dumps(row), flush=True)
+            kept = [each for each in kept if any(each[key] != row[key] for key in same)] + [row]
+            settings = {"particles": options.particles, "steps": options.steps, "jax": jax.__version__}
+            options.output.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"settings": settings, "rows": kept}, indent=1) + "\n")
+            (options.output / "molecules.md").write_text(table(kept))
     print(table(kept))
 
 
