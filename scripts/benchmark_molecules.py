@@ -70,6 +70,7 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
     problem = SYSTEMS[name]
     path = options.model or name
     model = load(path)
+    model = model if options.covariance is None else model.with_covariance(options.covariance)
     start, targets = problem["start"], options.temperatures or problem["targets"]
     stored = load_reference(name, start)
     described = dict(stored.metadata["config"]["system"])
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--grid", default=None)
+    parser.add_argument("--covariance", default=None, help="of the reverse kernel; by default the calibrated one")
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
     options = parser.parse_args()
     path = options.output / "molecules.json"

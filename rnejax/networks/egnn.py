@@ -25,6 +25,8 @@ class EGNN(nnx.Module):
         num_radial: Gaussian functions of the distance.
         reach: largest distance that they resolve, in units of x; beyond it pairs still interact, by d / (1 + d).
         embedding: size of the embedding of the noise level.
+        pair_term: add a function of distance and noise level alone, the same for all pairs of two kinds: what a pair
+            potential contributes where there is little noise, whatever surrounds the pair.
         output: "vector", of the shape of x and without a centre of mass, "scalar", a number, or "energy", |x|^2 / 2
             plus that number: the energy of standard normal data, to start with.
         time_scale: the coordinate in which t is embedded, see `layers.noise_coordinate`.
@@ -41,6 +43,7 @@ class EGNN(nnx.Module):
         num_radial: int = 24,
         reach: float = 4.0,
         embedding: int = 64,
+        pair_term: bool = False,
         output: str = "vector",
         time_scale: str = "logit",
         rngs: nnx.Rngs,
@@ -59,6 +62,9 @@ class EGNN(nnx.Module):
         self.layers = nnx.List([Messages(features, num_radial + 1, embedding, rngs=rngs) for _ in range(num_layers)])
         zeros = nnx.initializers.zeros_init()
         self.last = nnx.Linear(features, 1, use_bias=False, kernel_init=zeros, rngs=rngs)
+        self.pair_term = (
+            PairTerm(max(self.kinds) + 1, features, num_radial + 1, embedding, rngs=rngs) if pair_term else None
+        )
         self.last_of_particles = nnx.Linear(features, 1, kernel_init=zeros, rngs=rngs) if output != "vector" else None
 
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -85,12 +91,15 @@ class EGNN(nnx.Module):
         h = self.kind_embedding(jnp.asarray(self.kinds)) + self.from_noise(e)[..., None, :]
         for layer in self.layers:
             h, messages = layer(h, radial, e, 1 - own)
+        last = self.last(messages)
+        if self.pair_term is not None:
+            last = last + self.pair_term(jnp.asarray(self.kinds), radial, e)
         if self.last_of_particles is not None:
-            pairs = jnp.sum(self.last(messages) * (1 - own), axis=(-3, -2, -1)) / n
+            pairs = jnp.sum(last * (1 - own), axis=(-3, -2, -1)) / n
             number = pairs + jnp.sum(self.last_of_particles(nnx.silu(h)), axis=(-2, -1))
             return number + 0.5 * jnp.sum(x**2, axis=(-2, -1)) if self.output == "energy" else number
         # These numbers are not symmetric, so that the sum over all particles is not zero by itself.
-        strength = self.last(messages) * (1 - own) / (1 + distances)
+        strength = last * (1 - own) / (1 + distances)
         vector = jnp.sum(strength * differences, axis=-2)
         return vector - jnp.mean(vector, axis=-2, keepdims=True)
 
@@ -120,3 +129,19 @@ class Messages(nnx.Module):
         messages = nnx.silu(self.second(nnx.silu((1 + scale) * seen + shift)))
         gathered = jnp.sum(messages * others, axis=-2) / np.sqrt(others.shape[-2])
         return h + self.closing(nnx.silu(self.update(gathered))), messages
+
+
+class PairTerm(nnx.Module):
+    """A number per pair from its distance, the kinds of both particles and the noise level. Starts at zero."""
+
+    def __init__(self, num_kinds: int, features: int, radial: int, embedding: int, *, rngs: nnx.Rngs):
+        self.kind_embedding = nnx.Embed(num_kinds, features, rngs=rngs)
+        self.of_distance = nnx.Linear(radial, features, rngs=rngs)
+        self.modulation = nnx.Linear(embedding, 2 * features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.last = nnx.Linear(features, 1, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+
+    def __call__(self, kinds: jax.Array, radial: jax.Array, e: jax.Array) -> jax.Array:
+        scale, shift = jnp.split(self.modulation(e)[..., None, None, :], 2, axis=-1)
+        of_kind = self.kind_embedding(kinds)
+        seen = self.of_distance(radial) + of_kind[:, None, :] + of_kind[None, :, :]
+        return self.last(nnx.silu((1 + scale) * seen + shift))

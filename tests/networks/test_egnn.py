@@ -30,16 +30,22 @@ def rotation(determinant):
     return jnp.asarray(matrix * determinant * np.sign(np.linalg.det(matrix)), jnp.float32)
 
 
+@pytest.mark.parametrize("pair_term", [False, True])
 @pytest.mark.parametrize("determinant", [1, -1], ids=["rotation", "reflection"])
-def test_vectors_turn_with_the_configuration(determinant):
-    f, x, turn = network(), configuration(), rotation(determinant)
+def test_vectors_turn_with_the_configuration(determinant, pair_term):
+    f, x, turn = network(pair_term=pair_term), configuration(), rotation(determinant)
     assert float(jnp.abs(f(x)).max()) > 0.01
     np.testing.assert_allclose(f(x @ turn + 3.0), f(x) @ turn, atol=1e-4)
     np.testing.assert_allclose(f(x).mean(axis=0), 0, atol=1e-5)
 
 
-def test_energies_do_not():
-    f, x = network(output="scalar"), configuration()
+@pytest.mark.parametrize(
+    "options", [{"output": "scalar"}, {"output": "energy"}, {"output": "energy", "pair_term": True}]
+)
+def test_energies_do_not(options):
+    centre = options["output"] == "energy"  # |x|^2 / 2 is that of a configuration without a centre of mass
+    g, x = network(**options), configuration()
+    f = (lambda x: g(x - x.mean(axis=0))) if centre else g
     np.testing.assert_allclose(f(x @ rotation(-1) + 3.0), f(x), rtol=1e-5)
     gradient = jax.grad(f)(x)
     assert bool(jnp.isfinite(gradient).all())
@@ -83,3 +89,27 @@ def test_bad_arguments_are_named(arguments, words):
 def test_another_number_of_particles_is_refused():
     with pytest.raises(ValueError, match=r"x must have shape \(..., 5, 3\): got \(6, 3\)"):
         network()(jnp.zeros((6, 3)))
+
+
+def test_an_energy_starts_as_that_of_normal_data():
+    """Fresh weights: the last layers are zero."""
+    apply, params = functional(build("egnn", KEY, shape=SHAPE, output="energy", pair_term=True))
+    x = configuration()
+    np.testing.assert_allclose(apply(params, x, T), 0.5 * jnp.sum(x**2), rtol=1e-6)
+
+
+def test_the_pair_term_knows_both_kinds_and_the_distance():
+    """Without messages a vector is a sum over pairs of numbers that depend on the pair alone."""
+    from flax import nnx
+
+    from rnejax.networks.egnn import PairTerm
+
+    term = PairTerm(2, 8, 4, 8, rngs=nnx.Rngs(0))
+    term.last.kernel[...] = jnp.ones_like(term.last.kernel[...])
+    radial = jax.random.normal(KEY, (3, 3, 4))
+    radial = radial + jnp.swapaxes(radial, 0, 1)
+    found = term(jnp.asarray([0, 1, 1]), radial, jnp.ones(8))[..., 0]
+    np.testing.assert_allclose(found, found.T, rtol=1e-5)
+    same = term(jnp.asarray([0, 1, 1]), jnp.ones((3, 3, 4)), jnp.ones(8))[..., 0]
+    assert float(jnp.abs(same[0, 1] - same[1, 2])) > 1e-3
+    np.testing.assert_allclose(same[0, 1], same[0, 2], rtol=1e-6)

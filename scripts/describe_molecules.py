@@ -1,0 +1,70 @@
+"""How good a molecular model is where annealing will look: the score against the true force, log p against the energy.
+
+At the model's own temperature T0 and at each colder one, on reference samples of that temperature:
+
+    score error   |score at t_min + grad U / kT0|^2 / |grad U / kT0|^2, summed over samples
+    delta         log p(x) + U(x) / kT0 + log Z, by RNE with several paths: its mean, its spread, and its slope against
+                  U, which is by how much the model gets 1 / kT0 wrong. log Z makes the mean zero at T0.
+
+A slope of d makes an annealed sample of exponent beta one of temperature 1 / (beta (1 / kT0 - d)).
+
+    python scripts/describe_molecules.py lj13 --start 2.0 --temperatures 1.5 0.8 [--reference lj13] [--points 96]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from benchmark_molecules import load
+
+import rnejax as rj
+from rnejax import systems
+from rnejax.systems import metrics
+from rnejax.systems.references import load_reference
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="the name of a shipped model, or a file")
+    parser.add_argument("--reference", help="by default the model's name")
+    parser.add_argument("--start", type=float, required=True)
+    parser.add_argument("--temperatures", type=float, nargs="*", default=[])
+    parser.add_argument("--points", type=int, default=96)
+    parser.add_argument("--paths", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+    model, reference = load(options.model), options.reference or options.model
+    described = dict(load_reference(reference, options.start).metadata["config"]["system"])
+    system = systems.build(described.pop("kind"), **described)
+    kT = system.thermal_energy(options.start)
+    times = rj.time_grid(model.process, options.steps)
+    scale = float(model.transform.scale)
+    log_normalizer = None
+    for temperature in (options.start, *options.temperatures):
+        stored = load_reference(reference, temperature).x[-1]
+        x = jnp.asarray(stored[:: max(1, len(stored) // options.points)][: options.points])
+        force = -jax.vmap(jax.grad(system.energy))(x) * scale / kT
+        score = jax.vmap(lambda x: model.score(model.transform.to_model(x), model.process.t_min))(x)
+        energy = metrics.energies(system, x)
+        density = rj.log_density(jax.random.key(0), model, x, times, num_paths=options.paths)
+        delta = np.asarray(density.log_density, np.float64) + energy / kT
+        log_normalizer = -delta.mean() if log_normalizer is None else log_normalizer
+        delta = delta + log_normalizer
+        row = {
+            "temperature": temperature,
+            "score_error": float(jnp.sum((score - force) ** 2) / jnp.sum(force**2)),
+            "delta": float(delta.mean()),
+            "delta_sd": float(delta.std(ddof=1)),
+            "delta_slope": float(np.polyfit(energy, delta, 1)[0]),
+            "path_error": float(np.nanmean(np.asarray(density.standard_error))),
+            "log_normalizer_at_start": log_normalizer,
+        }
+        print(json.dumps({name: round(value, 4) for name, value in row.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
