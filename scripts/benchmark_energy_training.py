@@ -10,14 +10,13 @@ batches; seconds per step are those of training, evaluation left out, and depend
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from energy_losses import LOSSES, Row, collect, markdown
 
 import rnejax as rj
 from rnejax.networks import build, functional, num_weights
@@ -28,12 +27,6 @@ TIMES = (0.002, 0.02, 0.1)
 PROBLEMS: dict[str, dict[str, Any]] = {
     "plane": {"dimension": 2, "std": 0.0486, "hidden": 128, "covariance": "full"},
     "high": {"dimension": 100, "std": 0.3, "hidden": 256, "covariance": "hutchinson"},
-}
-LOSSES: dict[str, dict[str, float]] = {
-    "score matching": {"score": 1.0},
-    "RNE, Euler-Maruyama (the paper's)": {"score": 1.0, "rne_euler": 0.1, "prior": 0.1},
-    "RNE, covariance-corrected": {"score": 1.0, "rne": 0.1, "prior": 0.1},
-    "Fokker-Planck": {"score": 1.0, "fokker_planck": 0.1, "prior": 0.1},
 }
 
 
@@ -56,7 +49,7 @@ def train(problem: dict[str, Any], weights: dict[str, float], seed: int, steps: 
     loss = energy_loss(
         process, apply, weights=weights, covariance=problem["covariance"], times=time_law(process, log_snr_share=0.5)
     )
-    optimizer = make_optimizer(1e-3, num_steps=steps, warmup_steps=100, decay_steps=2 * steps // 3)
+    optimizer = make_optimizer(1e-3, num_steps=steps, warmup_steps=min(100, steps // 10), decay_steps=2 * steps // 3)
     options: dict[str, Any] = {"batch_size": 512, "steps_per_call": 50, "report_every": steps, "save_every": steps}
     fit(
         jax.random.key(1),
@@ -79,22 +72,10 @@ def train(problem: dict[str, Any], weights: dict[str, float], seed: int, steps: 
     return found
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Means and standard errors over seeds, in Markdown."""
-    names = [f"{kind}_{t}" for t in TIMES for kind in ("sd", "mean")]
-    heads = [f"{'sd' if name.startswith('sd') else 'mean'} at t = {name.split('_')[1]}" for name in names]
-    lines = ["| problem | loss | seeds | " + " | ".join(heads) + " | ms per step |", "|" + "---|" * (4 + len(names))]
-    for key in dict.fromkeys((row["problem"], row["loss"]) for row in rows):
-        chosen = [row for row in rows if (row["problem"], row["loss"]) == key]
-        cells = []
-        for name in names:
-            values = np.asarray([row[name] for row in chosen])
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-            free = name.startswith("mean") and key[1] == "score matching"
-            cells.append("free" if free else f"{values.mean():.3f} ± {error:.3f}")
-        speed = np.mean([row["ms_per_step"] for row in chosen])
-        lines.append(f"| {key[0]} | {key[1]} | {len(chosen)} | " + " | ".join(cells) + f" | {speed:.1f} |")
-    return "\n".join(lines) + "\n"
+def table(rows: list[Row]) -> str:
+    """By problem and loss, in Markdown."""
+    columns = {f"{kind}_{t}": f"{kind} at t = {t}" for t in TIMES for kind in ("sd", "mean")}
+    return markdown(rows, columns, lambda loss, name: name.startswith("mean") and loss == "score matching")
 
 
 def main() -> None:
@@ -105,21 +86,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
     options = parser.parse_args()
+
+    def measure(problem: str, loss: str, seed: int) -> Row:
+        return train(PROBLEMS[problem], LOSSES[loss], seed, options.steps)
+
+    settings = {"steps": options.steps, "jax": jax.__version__}
     path = options.output / "energy_training.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    for problem in options.problems:
-        for seed in range(options.seeds):
-            for loss in options.losses:
-                row = {"problem": problem, "loss": loss, "seed": seed, "weights": LOSSES[loss]}
-                row |= train(PROBLEMS[problem], LOSSES[loss], seed, options.steps)
-                same = ("problem", "loss", "seed")
-                rows = [each for each in rows if any(each[name] != row[name] for name in same)] + [row]
-                print(json.dumps(row), flush=True)
-                options.output.mkdir(parents=True, exist_ok=True)
-                settings = {"steps": options.steps, "jax": jax.__version__}
-                path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
-                (options.output / "energy_training.md").write_text(table(rows))
-    print(table(rows))
+    collect(path, settings, options.problems, options.losses, options.seeds, measure, table)
 
 
 if __name__ == "__main__":

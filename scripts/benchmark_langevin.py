@@ -13,7 +13,6 @@ many samples of two independent reference sets.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from energy_losses import LOSSES, Row, collect, markdown
 
 import rnejax as rj
 from rnejax import systems
@@ -44,12 +44,6 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "steps": 6000,
         "batch": 256,
     },
-}
-LOSSES: dict[str, dict[str, float]] = {
-    "score matching": {"score": 1.0},
-    "RNE, Euler-Maruyama (the paper's)": {"score": 1.0, "rne_euler": 0.1, "prior": 0.1},
-    "RNE, covariance-corrected": {"score": 1.0, "rne": 0.1, "prior": 0.1},
-    "Fokker-Planck": {"score": 1.0, "fokker_planck": 0.1, "prior": 0.1},
 }
 
 
@@ -89,7 +83,7 @@ def train(
         process, apply, weights=weights, covariance=problem["covariance"], times=time_law(process, log_snr_share=0.5)
     )
     steps = problem["steps"]
-    optimizer = make_optimizer(1e-3, num_steps=steps, warmup_steps=100, decay_steps=2 * steps // 3)
+    optimizer = make_optimizer(1e-3, num_steps=steps, warmup_steps=min(100, steps // 10), decay_steps=2 * steps // 3)
     began = time.perf_counter()
     fitted = fit(
         jax.random.key(seed + 100), loss, params, data, optimizer,
@@ -131,9 +125,9 @@ def simulate(key: Any, model: rj.DiffusionModel, x: np.ndarray, t: float, num_st
     return np.asarray(jax.vmap(model.transform.to_data)(last))
 
 
-def measure(name: str, loss: str, seed: int, particles: int, simulation_steps: int) -> dict[str, Any]:
+def measure(name: str, loss: str, seed: int, steps: int | None, particles: int, simulation_steps: int) -> Row:
     """One row."""
-    problem = PROBLEMS[name]
+    problem = PROBLEMS[name] | ({} if steps is None else {"steps": steps})
     stored = load_reference(name, problem["temperature"])
     described = dict(stored.metadata["config"]["system"])
     system = systems.build(described.pop("kind"), **described)
@@ -146,9 +140,6 @@ def measure(name: str, loss: str, seed: int, particles: int, simulation_steps: i
     bins = Bins(stored.x[1])
     reference = bins(stored.x[1])
     return {
-        "problem": name,
-        "loss": loss,
-        "seed": seed,
         "floor": jensen_shannon(bins(start), reference),
         "sampled": jensen_shannon(bins(sampled), reference),
         "simulated": jensen_shannon(bins(simulated), reference),
@@ -157,21 +148,10 @@ def measure(name: str, loss: str, seed: int, particles: int, simulation_steps: i
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Means and standard errors over seeds, in Markdown."""
-    names = ("floor", "sampled", "simulated", "sampled_against_simulated")
-    lines = ["| problem | loss | seeds | floor | sampled | simulated | sampled against simulated | ms per step |"]
-    lines.append("|" + "---|" * 8)
-    for key in dict.fromkeys((row["problem"], row["loss"]) for row in rows):
-        chosen = [row for row in rows if (row["problem"], row["loss"]) == key]
-        cells = []
-        for name in names:
-            values = np.asarray([row[name] for row in chosen])
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-            cells.append(f"{values.mean():.4f} ± {error:.4f}")
-        speed = np.mean([row["ms_per_step"] for row in chosen])
-        lines.append(f"| {key[0]} | {key[1]} | {len(chosen)} | " + " | ".join(cells) + f" | {speed:.1f} |")
-    return "\n".join(lines) + "\n"
+def table(rows: list[Row]) -> str:
+    """By problem and loss, in Markdown."""
+    columns = {name: name.replace("_", " ") for name in ("floor", "sampled", "simulated", "sampled_against_simulated")}
+    return markdown(rows, columns)
 
 
 def main() -> None:
@@ -179,24 +159,19 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="of training, instead of each problem's own")
     parser.add_argument("--particles", type=int, default=4000)
     parser.add_argument("--simulation-steps", type=int, default=5000)
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
     options = parser.parse_args()
-    path = options.output / "langevin.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    for problem in options.problems:
-        for seed in range(options.seeds):
-            for loss in options.losses:
-                row = measure(problem, loss, seed, options.particles, options.simulation_steps)
-                same = ("problem", "loss", "seed")
-                rows = [each for each in rows if any(each[name] != row[name] for name in same)] + [row]
-                print(json.dumps(row), flush=True)
-                options.output.mkdir(parents=True, exist_ok=True)
-                settings = {"particles": options.particles, "simulation_steps": options.simulation_steps}
-                path.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
-                (options.output / "langevin.md").write_text(table(rows))
-    print(table(rows))
+
+    def measured(problem: str, loss: str, seed: int) -> Row:
+        return measure(problem, loss, seed, options.steps, options.particles, options.simulation_steps)
+
+    settings = {name: getattr(options, name) for name in ("steps", "particles", "simulation_steps")}
+    collect(
+        options.output / "langevin.json", settings, options.problems, options.losses, options.seeds, measured, table
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ ROWS = ("base", "score scaling", "FKC", "(1, 0)", "symmetric")
 
 
 class InChunks:
-    """A network of one example, called on as many at a time as fit into a CPU's cache: twice as fast for pairs."""
+    """A network of one example, called on as many at a time as fit into a CPU's cache."""
 
     def __init__(self, apply: Callable[..., Any], size: int = 32):
         self.apply, self.size = apply, size

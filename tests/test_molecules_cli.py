@@ -209,3 +209,32 @@ def test_another_molecule_is_refused_before_anything_is_written(
     assert main(["steer", write(tmp_path, tree, "s.yaml"), "--output", str(tmp_path / "out")]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["reference", "train", "steer"])
+def test_a_package_that_is_needed_at_the_end_is_asked_for_at_the_start(
+    reference, trained, tmp_path, capsys, monkeypatch, command
+):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "ot" else find(name, *rest))
+    trees = {"reference": REFERENCE, "train": training(reference), "steer": steering(reference, trained)}
+    assert main([command, write(tmp_path, trees[command], "c.yaml"), "--output", str(tmp_path / "out")]) == 2
+    assert "pip install pot (rnejax's extra 'molecules')" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_survive_what_fails_after_sampling(tmp_path, monkeypatch):
+    from rnejax.runs import reference as run
+
+    def fail(*arguments):
+        raise RuntimeError("MBAR did not converge")
+
+    monkeypatch.setattr(run, "free_energy", fail)
+    with pytest.raises(RuntimeError, match="did not converge"):
+        main(["reference", write(tmp_path, REFERENCE, "r.yaml"), "--output", str(tmp_path / "out")])
+    assert load_reference(tmp_path / "out" / "reference.npz", 1.0).x.shape == (2, 160, 3, 2)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert not metrics["finished"]
+    assert "reference.npz" in metrics["files"]

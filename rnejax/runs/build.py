@@ -109,6 +109,24 @@ def build_system(system: Any) -> Any:
         raise ConfigError(f"system: {error}") from error
 
 
+def load_reference_of(key: str, system: Any, name: str, temperature: float) -> Any:
+    """Reference samples of a configured system at one temperature; ``key`` is what the configuration calls them.
+
+    Raises:
+      ConfigError: for samples that are not there, or are of another system.
+    """
+    from ..systems.references import load_reference
+
+    try:
+        stored = load_reference(name, temperature)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(f"{key}: {error}") from error
+    described = stored.metadata.get("config", {}).get("system")
+    if described != system.model_dump(mode="json"):
+        raise ConfigError(f"{key} = {name} holds samples of {described}, not of {system}")
+    return stored
+
+
 def check_classes(name: str, *conditions: int | None) -> None:
     """Raises ConfigError for a class that the network of a stored model does not have: its embedding would be NaN."""
     known = num_classes(name)

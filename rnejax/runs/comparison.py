@@ -12,18 +12,19 @@ import rnejax as rj
 
 from .. import plot
 from ..config import ConfigError, MoleculeComparison
-from .build import build_system
-from .folder import RunFolder
+from .build import build_system, load_reference_of
+from .folder import RunFolder, require_molecules
 
 
 class Comparison:
     """The system, its temperature, and the last of its reference sets.
 
     Raises:
-      ConfigError: for a system that is not the model's, or reference samples that are not there.
+      ConfigError: for a system that is not the model's, reference samples that are not there, or a missing package.
     """
 
     def __init__(self, config: MoleculeComparison, model: rj.DiffusionModel):
+        require_molecules()
         self.system = build_system(config.system)
         self.reweight = config.reweight
         if self.system.shape != model.shape:
@@ -34,17 +35,7 @@ class Comparison:
         self.thermal_energy = self.system.thermal_energy(config.temperature)
         self.reference = None
         if config.reference is not None:
-            from ..systems.references import load_reference
-
-            try:
-                stored = load_reference(config.reference, config.temperature)
-            except (ValueError, FileNotFoundError) as error:
-                raise ConfigError(f"molecule.reference: {error}") from error
-            described = stored.metadata.get("config", {}).get("system")
-            if described != config.system.model_dump(mode="json"):
-                raise ConfigError(
-                    f"molecule.reference = {config.reference} holds samples of {described}, not of {config.system}"
-                )
+            stored = load_reference_of("molecule.reference", config.system, config.reference, config.temperature)
             self.reference = stored.x[-1]
 
     def record(self, folder: RunFolder, target: Any, result: rj.control.Steered) -> None:

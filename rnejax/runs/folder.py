@@ -140,6 +140,17 @@ def require_pictures() -> None:
         raise ConfigError("a run draws pictures: pip install matplotlib (rnejax's extra 'plot')")
 
 
+def require_molecules() -> None:
+    """Raises ConfigError where samples of molecules could not be compared at the end."""
+    packages = {"ot": "pot", "pymbar": "pymbar"}  # by what they are imported as
+    missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ConfigError(
+            f"samples of molecules are compared by optimal transport and MBAR: pip install {' '.join(missing)} "
+            "(rnejax's extra 'molecules')"
+        )
+
+
 def summary(values: Any) -> dict[str, float]:
     """Mean and its standard error of independent values; NaN becomes null in ``metrics.json``."""
     values = np.asarray(values, np.float64).ravel()

@@ -10,7 +10,7 @@ import numpy as np
 from .. import plot
 from ..config import ConfigError, ReferenceRun
 from .build import build_system
-from .folder import Output, RunFolder, require_pictures
+from .folder import Output, RunFolder, require_molecules, require_pictures
 
 
 def run(config: ReferenceRun, output: Output) -> None:
@@ -31,6 +31,7 @@ def run(config: ReferenceRun, output: Output) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     require_pictures()
+    require_molecules()
     folder = output.open()
     sets = []
     with folder.timed():
@@ -52,19 +53,20 @@ def run(config: ReferenceRun, output: Output) -> None:
     chosen = [ladder.index(each) for each in kept]
     x = np.stack([made.x[chosen].reshape(len(kept), -1, *system.shape) for made in sets], axis=1)
     energy = np.stack([made.energy[chosen].reshape(len(kept), -1) for made in sets], axis=1)
+    metadata: dict[str, Any] = {
+        "command": "rnejax reference",
+        "config": config.model_dump(mode="json", exclude={"output", "device"}),
+        "diagnostics": [diagnostics(system, made) for made in sets],
+    }
+    # Sampling is what takes long: nothing that is measured afterwards may lose the samples.
+    save_reference(folder.path / "reference.npz", kept, x, energy, metadata)
+    folder.add("reference.npz")
     measured = [floors(system, *pair) for pair in zip(x, energy, strict=True)] if config.num_sets > 1 else []
     floor = {f"{temperature:g}": each for temperature, each in zip(kept, measured, strict=False)}
     free_energies = [free_energy(system, ladder, made) for made in sets]
     folder.record(floor=floor, free_energy=free_energies)
-    metadata = {
-        "command": "rnejax reference",
-        "config": config.model_dump(mode="json", exclude={"output", "device"}),
-        "diagnostics": [diagnostics(system, made) for made in sets],
-        "floor": floor,
-        "free_energy": free_energies,
-    }
+    metadata |= {"floor": floor, "free_energy": free_energies}
     save_reference(folder.path / "reference.npz", kept, x, energy, metadata)
-    folder.add("reference.npz")
     draw(folder, system, ladder, sets)
 
 

@@ -14,8 +14,8 @@ from .. import plot
 from ..config import ConfigError, MoleculeData
 from ..kernels import FullSpace
 from ..transforms import Affine, Identity
-from .build import build_system
-from .folder import RunFolder, summary
+from .build import build_system, load_reference_of
+from .folder import RunFolder, require_molecules, summary
 
 
 class TrainingData(Protocol):
@@ -106,21 +106,15 @@ class Digits:
 
 
 class Molecules:
-    """Configurations of a system at one temperature, scaled to unit variance; the second set validates."""
+    """Configurations of a system at one temperature, scaled to a mean square of 1; the last set validates."""
 
     condition: Any = None
     null_label: Any = None
 
     def __init__(self, data: MoleculeData):
-        from ..systems.references import load_reference
-
+        require_molecules()
         self.system = build_system(data.system)
-        self.temperature = data.temperature
-        self.thermal_energy = self.system.thermal_energy(data.temperature)
-        stored = load_reference(data.reference, data.temperature)
-        described = stored.metadata.get("config", {}).get("system")
-        if described != data.system.model_dump(mode="json"):
-            raise ConfigError(f"data.reference = {data.reference} holds samples of {described}, not of {data.system}")
+        stored = load_reference_of("data.reference", data.system, data.reference, data.temperature)
         self.shape: tuple[int, ...] = self.system.shape
         self.subspace = self.system.subspace
         self.reference = stored.x[-1]

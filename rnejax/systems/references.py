@@ -55,7 +55,12 @@ def save_reference(
       x: (k, sets, n, *shape).
       energy: (k, sets, n).
       metadata: JSON.
+
+    Raises:
+      ValueError: for positions that are NaN or infinite.
     """
+    if not np.all(np.isfinite(x)):
+        raise ValueError(f"positions must be finite: {int(np.sum(~np.isfinite(x)))} of {np.size(x)} numbers are not")
     unit = float(np.abs(x).max()) / 32767
     rounded = np.round(np.asarray(x, np.float64) / unit).astype(np.int16)
     np.savez_compressed(

@@ -99,19 +99,24 @@ def fokker_planck_residual(
 
 
 class Pair(NamedTuple):
-    """Noised data at two times: x_t ~ F(. | x_s), and eps of x_t = alpha x_0 + sigma eps. All have a batch axis."""
+    """Noised data at two times, x_t ~ F(. | x_s). All have a batch axis."""
 
     x_s: Array
     x_t: Array
     s: Array
     t: Array
-    noise: Array
 
 
 def noising_pair(key: Array, process: Any, x0: Array, s: Array, t: Array, noise: Array) -> Pair:
-    """x_t of this noise, and x_s between x_0 and x_t: a noising transition, drawn from its end.
+    """x_t = alpha_t x_0 + sigma_t eps of this noise, and x_s between x_0 and x_t: a transition, drawn from its end.
 
     Given x_0 and x_t, the noise of x_s is N((a sigma_s / sigma_t) eps, v / sigma_t^2): the bridge.
+
+    Args:
+      key: of what the bridge adds.
+      process: a scalar Gaussian process.
+      x0, noise: (n, *shape), on the process's subspace.
+      s, t: (n,), s < t.
     """
     project = jax.vmap(process.subspace.project)
     fresh = project(jax.random.normal(key, x0.shape, x0.dtype))
@@ -123,7 +128,7 @@ def noising_pair(key: Array, process: Any, x0: Array, s: Array, t: Array, noise:
         return step.s.alpha * x0 + step.s.sigma * noise_s, step.t.alpha * x0 + step.t.sigma * noise
 
     x_s, x_t = jax.vmap(one)(x0, s, t, noise, fresh)
-    return Pair(x_s, x_t, s, t, noise)
+    return Pair(x_s, x_t, s, t)
 
 
 def energy_loss(
@@ -194,7 +199,7 @@ def energy_loss(
 
         level = process.level(t)
         ratio = low + (high - low) * jax.random.uniform(keys["ratio"], (count,), x0.dtype, minval=0.01)
-        # A step that would begin below t_min begins there.
+        # A step that would begin below t_min begins just below it, so that no step has length zero.
         pair = noising_pair(keys["rne"], process, x0, jnp.maximum(t / ratio, process.t_min * 0.999), t, noise)
         x_t = pair.x_t
         probes = jax.random.split(keys["score"], count)
@@ -215,14 +220,14 @@ def energy_loss(
             error = jnp.sum(((clean - x0) * slope) ** 2, axis=tuple(range(1, x0.ndim)))
             terms["score"] = error / dimension
         if "rne" in weights:
-            terms["rne"] = each(squared_residual, *pair[:4], said)
+            terms["rne"] = each(squared_residual, *pair, said)
         if "rne_euler" in weights:
             near = noising_pair(
                 keys["rne_euler"], process, x0, jnp.maximum(t - euler_step, 0.5 * process.t_min), t, noise
             )
             plain = said._replace(spread=jnp.zeros_like(t), basis=None)
             terms["rne_euler"] = each(
-                lambda model, *rest: squared_residual(model.with_covariance("euler"), *rest), *near[:4], plain
+                lambda model, *rest: squared_residual(model.with_covariance("euler"), *rest), *near, plain
             )
         if "fokker_planck" in weights:
             rates = [

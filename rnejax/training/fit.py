@@ -77,8 +77,8 @@ def fit(
         num_steps: total number of steps, those before a resumption included.
         batch_size: examples per step, at most the number there are.
         microbatch_size: compute the gradient over so many examples at a time (a divisor of batch_size) and add up: less
-            memory, and on a CPU some 1.8 times faster for networks of particles, whose pairs then fit into the cache.
-            The loss is called on each part with a key of its own.
+            memory, and on a CPU faster for networks of particles, whose pairs then fit into the cache. The loss is
+            called on each part with a key of its own.
         ema_decay: the share of the average that one step keeps (`rnejax.training.ema`).
         steps_per_call: steps in one compiled call; between calls the host reports, saves and can be interrupted. More
             than one pays for small networks and on accelerators; on a CPU it makes convolutional networks some twenty

@@ -48,6 +48,14 @@ def test_mistakes_are_told(tmp_path):
         load_reference(tmp_path / "other.npz", 1.0)
 
 
+def test_positions_that_are_no_numbers_are_not_stored(tmp_path):
+    x = np.zeros((1, 1, 2, 3, 3))
+    x[0, 0, 1, 2, 0] = np.nan
+    with pytest.raises(ValueError, match="positions must be finite: 1 of 18"):
+        save_reference(tmp_path / "some.npz", [1.0], x, np.zeros((1, 1, 2)), {})
+    assert not (tmp_path / "some.npz").exists()
+
+
 def test_all_that_is_shipped_fits_into_25_megabytes():
     assert sum(find_reference(name).stat().st_size for name in shipped_references()) <= 25e6
 
