@@ -225,9 +225,8 @@ def energy_loss(
             near = noising_pair(
                 keys["rne_euler"], process, x0, jnp.maximum(t - euler_step, 0.5 * process.t_min), t, noise
             )
-            plain = said._replace(spread=jnp.zeros_like(t), basis=None)
             terms["rne_euler"] = each(
-                lambda model, *rest: squared_residual(model.with_covariance("euler"), *rest), *near, plain
+                lambda model, *rest: squared_residual(model.with_covariance("euler"), *rest), *near, said
             )
         if "fokker_planck" in weights:
             rates = [

@@ -113,3 +113,11 @@ def test_the_pair_term_knows_both_kinds_and_the_distance():
     same = term(jnp.asarray([0, 1, 1]), jnp.ones((3, 3, 4)), jnp.ones(8))[..., 0]
     assert float(jnp.abs(same[0, 1] - same[1, 2])) > 1e-3
     np.testing.assert_allclose(same[0, 1], same[0, 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("output", ["vector", "energy"])
+def test_the_pair_term_is_heard(output):
+    apply, params = functional(build("egnn", KEY, shape=SHAPE, output=output, pair_term=True))
+    before = apply(params, configuration(), T)
+    params["pair_term"]["last"]["kernel"] = jnp.ones_like(params["pair_term"]["last"]["kernel"])
+    assert float(jnp.abs(apply(params, configuration(), T) - before).max()) > 1e-2
