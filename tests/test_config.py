@@ -110,6 +110,12 @@ def test_a_key_of_another_kind_is_not_suggested_for_itself(tmp_path):
     assert "unknown key target.condition = 1: did you mean target.conditions?" in str(error.value)
 
 
+def test_help_has_no_heading_for_a_section_that_is_no_choice():
+    names = [name for name, *_ in describe_keys(SteerRun)]
+    assert "molecule.temperature" in names
+    assert not [name for name in names if name.endswith("None")]
+
+
 def test_all_mistakes_are_told_at_once(tmp_path):
     with pytest.raises(ConfigError, match=r"^3 mistakes"):
         load_config(SampleRun, write(tmp_path, "model: a\nsede: 1\nnum_samples: x\n"), ["--outptu", "y"])

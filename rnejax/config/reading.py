@@ -121,11 +121,13 @@ def describe_keys(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, 
         default = (
             "required" if field.is_required() else f"default {_plain(field.get_default(call_default_factory=True))}"
         )
-        described = "one of the kinds below" if sections else _name(field.annotation)
+        tagged = any(_tag(section) is not None for section in sections)
+        described = "one of the kinds below" if tagged else "the keys below" if sections else _name(field.annotation)
         yield f"{prefix}{name}", f"{described}, {default}", field.description or ""
         for section in sections:
             if section is not kind:
-                yield f"{prefix}{name}: {_tag(section)}", "", (section.__doc__ or "").strip()
+                if _tag(section) is not None:
+                    yield f"{prefix}{name}: {_tag(section)}", "", (section.__doc__ or "").strip()
                 yield from describe_keys(section, f"{prefix}{name}.")
 
 
@@ -166,7 +168,9 @@ def _explain(kind: type[Section], item: Mapping[str, Any]) -> str:
         inside = f"{prefix}." if prefix else ""
         known = [name for name, *_ in describe_keys(section, inside)]
         # What the other kinds of a choice have is no key here.
-        known += [name for name, *_ in describe_keys(kind) if inside and not name.startswith(inside)]
+        others = [name for name, *_ in describe_keys(kind)]
+        choices = tuple(name.split(":")[0] + "." for name in others if ":" in name)
+        known += [name for name in others if inside and not name.startswith((inside, *choices))]
         elsewhere = [name for name in known if ":" not in name and name.split(".")[-1] == path[-1]]
         near = difflib.get_close_matches(path[-1], siblings, n=1, cutoff=0.5)
         # A key that exists in another section, spelt right, beats one that is spelt alike in this.
