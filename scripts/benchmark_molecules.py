@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 import rnejax as rj
-from rnejax import systems
 from rnejax.systems import metrics
 from rnejax.systems.references import load_reference
 
@@ -73,8 +72,7 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
     model = model if options.covariance is None else model.with_covariance(options.covariance)
     start, targets = problem["start"], options.temperatures or problem["targets"]
     stored = load_reference(name, start)
-    described = dict(stored.metadata["config"]["system"])
-    system = systems.build(described.pop("kind"), **described)
+    system = stored.system
     times = rj.time_grid(model.process, options.steps, options.grid)
 
     def made(temperature: float, row: str, seed: int, **values: Any) -> dict[str, Any]:
@@ -101,7 +99,7 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
             for seed in range(options.first_seed, options.first_seed + options.seeds):
                 began = time.perf_counter()
                 result, log_weights = run_row(row, model, beta, times, seed, options.particles)
-                x = np.asarray(result.particles)
+                x = metrics.of_one_hand(system, result.particles)
                 seconds = time.perf_counter() - began
                 info = {
                     "seconds": round(seconds, 1),

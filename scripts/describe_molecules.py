@@ -22,7 +22,6 @@ import numpy as np
 from benchmark_molecules import load
 
 import rnejax as rj
-from rnejax import systems
 from rnejax.systems import metrics
 from rnejax.systems.references import load_reference
 
@@ -38,8 +37,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
     model, reference = load(options.model), options.reference or options.model
-    described = dict(load_reference(reference, options.start).metadata["config"]["system"])
-    system = systems.build(described.pop("kind"), **described)
+    system = load_reference(reference, options.start).system
     kT = system.thermal_energy(options.start)
     times = rj.time_grid(model.process, options.steps)
     scale = float(model.transform.scale)

@@ -133,7 +133,10 @@ def test_an_energy_is_trained_with_residuals_and_goes_on_from_where_it_was_stopp
     [
         ({"data": {"temperature": 1.5}}, "no samples at temperature 1.5: there are 1, 2"),
         ({"data": {"reference": "nothing"}}, "no shipped samples of that name"),
-        ({"data": {"system": {"kind": "double_well"}}}, "holds samples of .*lennard_jones.*, not of"),
+        (
+            {"data": {"system": {"kind": "double_well"}}},
+            r"holds samples of LennardJones\(num_particles=3.*, not of DoubleWell",
+        ),
         ({"network": {"arguments": {"shape": [4, 2]}}}, r"cannot be trained on configurations of shape \(3, 2\)"),
         ({"training": {"terms": {"rne": 1.0}}}, "training.terms are those of an energy: prediction = v has none"),
         ({"prediction": "energy"}, "training.antithetic and training.weighting are for the other predictions"),
@@ -209,6 +212,36 @@ def test_another_molecule_is_refused_before_anything_is_written(
     assert main(["steer", write(tmp_path, tree, "s.yaml"), "--output", str(tmp_path / "out")]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_models_of_biased_potentials_are_multiplied(reference, tmp_path, capsys):
+    """p_biased^1 p_unbiased^1 of two models in one unit of length; of another unit it is refused."""
+    biased = SYSTEM | {"biases": [{"kind": "distance", "atoms": [0, 1], "stiffness": 5.0, "centre": 1.0}]}
+    made = tmp_path / "reference"
+    tree = REFERENCE | {"system": biased, "temperatures": [2.0], "keep": None, "num_samples": 10, "burn_in": 20}
+    assert main(["reference", write(tmp_path, tree, "r.yaml"), "--output", str(made)]) == 0
+    stored = load_reference(made / "reference.npz", 2.0)
+    x = stored.x[0, 0]
+    extra = 2.5 * (np.linalg.norm(x[0] - x[1]) - 1) ** 2
+    assert float(stored.system.energy(x)) == pytest.approx(float(stored.system.system.energy(x)) + extra, rel=1e-4)
+    models = {}
+    for name, data, scale in [
+        ("biased", {"system": biased, "reference": str(made / "reference.npz")}, 1.5),
+        ("plain", {}, 1.5),
+        ("other", {}, 2.0),
+    ]:
+        tree = training(reference, data=data | {"scale": scale})
+        assert main(["train", write(tmp_path, tree, "t.yaml"), "--output", str(tmp_path / name)]) == 0
+        models[name] = str(tmp_path / name / "model.safetensors")
+        assert float(rj.load_model(models[name]).transform.scale) == scale
+    target = {"kind": "product", "models": [models["plain"]], "exponents": [1.0, 0.5]}
+    tree = steering(reference, models["biased"], target=target)
+    tree["molecule"] = {"system": biased, "temperature": 1.0}
+    assert main(["steer", write(tmp_path, tree, "s.yaml"), "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["models"] == 2
+    target["models"] = [models["other"]]
+    assert main(["steer", write(tmp_path, tree, "s.yaml"), "--output", str(tmp_path / "no")]) == 2
+    assert "transform" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["reference", "train", "steer"])

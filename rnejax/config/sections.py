@@ -19,6 +19,7 @@ Integer = Annotated[int, BeforeValidator(_no_truth_value)]
 Real = Annotated[float, BeforeValidator(_no_truth_value)]
 PositiveInt = Annotated[Integer, Field(ge=1)]
 Number = Annotated[Real, Field(allow_inf_nan=False)]
+Atom = Annotated[Integer, Field(ge=0)]
 Positive = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -120,6 +121,40 @@ class DensityRun(ModelRun):
 # -------------------------------------------------------------------------------------------------------- molecules
 
 
+class DistanceBias(Section):
+    """A harmonic potential on the distance of two atoms, stiffness / 2 (distance - centre)^2."""
+
+    kind: Literal["distance"]
+    atoms: tuple[Atom, Atom]
+    """numbered from 0"""
+    stiffness: Number
+    """in the system's units"""
+    centre: Number
+    """in the system's unit of length"""
+
+
+class TorsionBias(Section):
+    """A potential on a torsion angle, strength (1 - cos(angle - centre))."""
+
+    kind: Literal["torsion"]
+    atoms: tuple[Atom, Atom, Atom, Atom]
+    """numbered from 0"""
+    strength: Number
+    """in the system's unit of energy"""
+    centre: Number
+    """in radians"""
+
+
+Bias = Annotated[DistanceBias | TorsionBias, Field(discriminator="kind")]
+
+
+class Particles(Section):
+    """What systems of particles share."""
+
+    biases: list[Bias] = []
+    """potentials that are added to the energy"""
+
+
 class MullerBrownSystem(Section):
     """Three wells in the plane."""
 
@@ -128,7 +163,7 @@ class MullerBrownSystem(Section):
     """multiplies the energy"""
 
 
-class DoubleWellSystem(Section):
+class DoubleWellSystem(Particles):
     """Particles whose pairs sit in double wells; DW-4 by default."""
 
     kind: Literal["double_well"]
@@ -138,7 +173,7 @@ class DoubleWellSystem(Section):
     """of the space they live in"""
 
 
-class LennardJonesSystem(Section):
+class LennardJonesSystem(Particles):
     """A cluster of Lennard-Jones particles in a harmonic trap; LJ-13 by default."""
 
     kind: Literal["lennard_jones"]
@@ -150,7 +185,7 @@ class LennardJonesSystem(Section):
     """depth of a pair's well; 2 is the convention of DEM and PITA"""
 
 
-class AlanineDipeptideSystem(Section):
+class AlanineDipeptideSystem(Particles):
     """22 atoms in implicit solvent; nm, kJ/mol, K."""
 
     kind: Literal["alanine_dipeptide"]
@@ -231,13 +266,15 @@ class Temper(Section):
 
 
 class Product(Section):
-    """A product of the model under several conditions."""
+    """A product of the model under several conditions, and of other models."""
 
     kind: Literal["product"]
-    conditions: Annotated[list[Integer | None], Field(min_length=1)]
-    """one class, or null, per factor"""
+    conditions: Annotated[list[Integer | None], Field(min_length=1)] = [None]
+    """one class, or null, per factor of the model; by default the model once, as it is"""
+    models: list[str] = []
+    """further factors: names of shipped models, or paths, of the same process, shape and units"""
     exponents: list[Number] | None = None
-    """one per factor; all 1 by default"""
+    """one per factor, those of `conditions` first; all 1 by default"""
 
 
 class Guide(Section):
@@ -301,7 +338,7 @@ class ReferenceRun(Run):
 
     system: System
     """what is sampled"""
-    temperatures: Annotated[list[Positive], Field(min_length=2)]
+    temperatures: Annotated[list[Positive], Field(min_length=1)]
     """the ladder, in strict order, in the system's unit (K for molecules)"""
     keep: list[Positive] | None = None
     """those whose samples are stored; all by default"""
@@ -385,9 +422,12 @@ class MoleculeData(Section):
     system: System
     """what they are samples of"""
     reference: str
-    """the name of shipped samples, or a file that rnejax reference wrote; the first set trains, the last validates"""
+    """the name of shipped samples, or a file that rnejax reference wrote; the last set validates, the others train"""
     temperature: Positive
     """one of those stored there"""
+    scale: Positive | None = None
+    """the network's unit of length, in the system's; by default the data get a mean square of 1. Models that are to be
+    multiplied must agree on it"""
 
 
 Term = Literal["score", "rne", "rne_euler", "fokker_planck", "prior"]

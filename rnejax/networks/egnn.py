@@ -1,8 +1,18 @@
-"""A network of particles that turns, mirrors and moves with its input (Satorras, Hoogeboom and Welling 2021).
+"""A network of particles that turns, mirrors and moves with its input (after Satorras, Hoogeboom and Welling 2021).
 
-Messages between all pairs see the distance through radial functions; a vector is a sum over pairs of difference vectors
-times numbers. Both outputs follow from the same messages: a vector per particle that lies in the centre-of-mass-free
-subspace, or an energy that no rotation, reflection or shift changes.
+A density of distances d_ij = |x_i - x_j| has a score of one form,
+
+    score_i = sum_j g_ij (x_i - x_j) / d_ij,   g_ij = d log p / d d_ij = g_ji.
+
+So every unordered pair carries one message, whose number g_ij pulls both of its ends: half the work of a network of
+ordered pairs, nothing lost, and the sum over all particles is zero by itself. An energy follows from the same messages.
+
+Between two rounds of messages the particles move, by another number per pair, and the next round sees the distances
+where they are then. To denoise is to relax: a particle in a crowd is pushed by all neighbours at once, less far than
+the sum of what each of them would do to it alone. A few moves say that about any number of neighbours; a function of
+the distances as they were has to learn it for each number, and fails for those that were rare in training. On
+configurations of LJ-13 at T = 0.8, for networks trained at T = 2, moving made the squared error of the noise three to
+six times smaller (``scripts/denoising_oracle.py`` measures it).
 """
 
 import jax
@@ -21,12 +31,12 @@ class EGNN(nnx.Module):
         shape: (particles, space) of one configuration.
         kinds: the kind of each particle, integers from 0; equal kinds are interchangeable. Default: all alike.
         features: width of particle features and messages.
-        num_layers: rounds of messages.
-        num_radial: Gaussian functions of the distance.
+        num_layers: rounds of messages, and moves between them.
+        num_radial: Gaussian functions of the distance, as wide as they are apart.
         reach: largest distance that they resolve, in units of x; beyond it pairs still interact, by d / (1 + d).
+        radial_growth: log of how much further apart they are at ``reach`` than at zero: bonds and walls are stiff,
+            and what acts over a long distance is smooth.
         embedding: size of the embedding of the noise level.
-        pair_term: add a function of distance and noise level alone, the same for all pairs of two kinds: what a pair
-            potential contributes where there is little noise, whatever surrounds the pair.
         output: "vector", of the shape of x and without a centre of mass, "scalar", a number, or "energy", |x|^2 / 2
             plus that number: the energy of standard normal data, to start with.
         time_scale: the coordinate in which t is embedded, see `layers.noise_coordinate`.
@@ -42,8 +52,8 @@ class EGNN(nnx.Module):
         num_layers: int = 3,
         num_radial: int = 24,
         reach: float = 4.0,
+        radial_growth: float = 3.0,
         embedding: int = 64,
-        pair_term: bool = False,
         output: str = "vector",
         time_scale: str = "logit",
         rngs: nnx.Rngs,
@@ -55,15 +65,16 @@ class EGNN(nnx.Module):
             raise ValueError(f"kinds must be {shape[0]} integers from 0, one per particle: got {kinds}")
         self.num_radial = num_radial
         self.reach = reach
+        self.radial_growth = radial_growth
         self.output = output
         self.noise_embedding = NoiseEmbedding(embedding, time_scale, rngs=rngs)
         self.kind_embedding = nnx.Embed(max(self.kinds) + 1, features, rngs=rngs)
         self.from_noise = nnx.Linear(embedding, features, rngs=rngs)
         self.layers = nnx.List([Messages(features, num_radial + 1, embedding, rngs=rngs) for _ in range(num_layers)])
         zeros = nnx.initializers.zeros_init()
-        self.last = nnx.Linear(features, 1, use_bias=False, kernel_init=zeros, rngs=rngs)
-        self.pair_term = (
-            PairTerm(max(self.kinds) + 1, features, num_radial + 1, embedding, rngs=rngs) if pair_term else None
+        # Two numbers per pair: what the round adds to the answer, and what moves the particles before the next one.
+        self.last = nnx.List(
+            [nnx.Linear(features, 2, use_bias=False, kernel_init=zeros, rngs=rngs) for _ in range(num_layers)]
         )
         self.last_of_particles = nnx.Linear(features, 1, kernel_init=zeros, rngs=rngs) if output != "vector" else None
 
@@ -81,67 +92,53 @@ class EGNN(nnx.Module):
             ValueError: x does not end in `shape`.
         """
         check_last_axes("x", x.shape, self.shape)
-        n = self.shape[0]
         e = self.noise_embedding(t)
-        differences = x[..., :, None, :] - x[..., None, :, :]
-        own = jnp.eye(n, dtype=x.dtype)[..., None]
-        # A distance has no derivative at zero, where a particle is compared with itself.
-        distances = jnp.sqrt(jnp.sum(differences**2, axis=-1, keepdims=True) + own)
-        radial = self._radial(distances)
+        first, second = np.triu_indices(self.shape[0], k=1)
+        # Sums over pairs are products with these: a gather has a slow gradient on a CPU.
+        ends = [jnp.asarray(np.eye(self.shape[0])[each], x.dtype) for each in (first, second)]
+        joint, difference = ends[0] + ends[1], ends[0] - ends[1]
         h = self.kind_embedding(jnp.asarray(self.kinds)) + self.from_noise(e)[..., None, :]
-        for layer in self.layers:
-            h, messages = layer(h, radial, e, 1 - own)
-        last = self.last(messages)
-        if self.pair_term is not None:
-            last = last + self.pair_term(jnp.asarray(self.kinds), radial, e)
-        if self.last_of_particles is not None:
-            pairs = jnp.sum(last * (1 - own), axis=(-3, -2, -1)) / n
-            number = pairs + jnp.sum(self.last_of_particles(nnx.silu(h)), axis=(-2, -1))
-            return number + 0.5 * jnp.sum(x**2, axis=(-2, -1)) if self.output == "energy" else number
-        # These numbers are not symmetric, so that the sum over all particles is not zero by itself.
-        strength = last * (1 - own) / (1 + distances)
-        vector = jnp.sum(strength * differences, axis=-2)
-        return vector - jnp.mean(vector, axis=-2, keepdims=True)
+        moved, vector, pairs = x, jnp.zeros_like(x), jnp.zeros(x.shape[:-2], x.dtype)
+        for layer, last in zip(self.layers, self.last, strict=True):
+            differences = jnp.einsum("pn,...nk->...pk", difference, moved)
+            # A distance has no derivative at zero; two particles in one place push each other nowhere.
+            distances = jnp.sqrt(jnp.sum(differences**2, axis=-1, keepdims=True) + 1e-12)
+            h, messages = layer(h, self._radial(distances), e, joint)
+            pull, push = jnp.split(last(messages), 2, axis=-1)
+            if self.output != "vector":
+                pairs = pairs + jnp.sum(pull, axis=(-2, -1)) / self.shape[0]
+            directions = differences / (1 + distances)
+            vector = vector + jnp.einsum("pn,...pk->...nk", difference, pull * directions)
+            moved = moved + layer.step(e)[..., None] * jnp.einsum("pn,...pk->...nk", difference, push * directions)
+        if self.last_of_particles is None:
+            return vector
+        number = pairs + jnp.sum(self.last_of_particles(nnx.silu(h)), axis=(-2, -1))
+        return number + 0.5 * jnp.sum(x**2, axis=(-2, -1)) if self.output == "energy" else number
 
     def _radial(self, distances: jax.Array) -> jax.Array:
         """Gaussians of the distance, and one function that never dies: (..., num_radial + 1)."""
-        centres = np.linspace(0.0, self.reach, self.num_radial)
-        width = self.reach / self.num_radial
+        u = np.linspace(0.0, 1.0, self.num_radial)
+        centres = self.reach * np.expm1(self.radial_growth * u) / np.expm1(self.radial_growth)
+        width = np.gradient(centres, u) / (self.num_radial - 1)
         gaussians = jnp.exp(-0.5 * ((distances - centres) / width) ** 2)
         return jnp.concatenate([gaussians, distances / (1 + distances)], axis=-1)
 
 
 class Messages(nnx.Module):
-    """One round: m_ij = phi(h_i, h_j, d_ij, t), and h_i + psi(sum_j m_ij)."""
+    """One round: m_ij = phi(h_i + h_j, d_ij, t) = m_ji, and h_i + psi(sum_j m_ij); ``step`` scales the moves after."""
 
     def __init__(self, features: int, radial: int, embedding: int, *, rngs: nnx.Rngs):
-        self.of_receiver = nnx.Linear(features, features, rngs=rngs)
-        self.of_sender = nnx.Linear(features, features, use_bias=False, rngs=rngs)
+        self.of_particles = nnx.Linear(features, features, rngs=rngs)
         self.of_distance = nnx.Linear(radial, features, use_bias=False, rngs=rngs)
         self.modulation = nnx.Linear(embedding, 2 * features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
         self.second = nnx.Linear(features, features, rngs=rngs)
         self.update = nnx.Linear(features, features, rngs=rngs)
         self.closing = nnx.Linear(features, features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.step = nnx.Linear(embedding, 1, rngs=rngs)
 
-    def __call__(self, h: jax.Array, radial: jax.Array, e: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scale, shift = jnp.split(self.modulation(e)[..., None, None, :], 2, axis=-1)
-        seen = self.of_receiver(h)[..., :, None, :] + self.of_sender(h)[..., None, :, :] + self.of_distance(radial)
+    def __call__(self, h: jax.Array, radial: jax.Array, e: jax.Array, joint: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scale, shift = jnp.split(self.modulation(e)[..., None, :], 2, axis=-1)
+        seen = jnp.einsum("pn,...nf->...pf", joint, self.of_particles(h)) + self.of_distance(radial)
         messages = nnx.silu(self.second(nnx.silu((1 + scale) * seen + shift)))
-        gathered = jnp.sum(messages * others, axis=-2) / np.sqrt(others.shape[-2])
+        gathered = jnp.einsum("pn,...pf->...nf", joint, messages) / np.sqrt(joint.shape[-1] - 1)
         return h + self.closing(nnx.silu(self.update(gathered))), messages
-
-
-class PairTerm(nnx.Module):
-    """A number per pair from its distance, the kinds of both particles and the noise level. Starts at zero."""
-
-    def __init__(self, num_kinds: int, features: int, radial: int, embedding: int, *, rngs: nnx.Rngs):
-        self.kind_embedding = nnx.Embed(num_kinds, features, rngs=rngs)
-        self.of_distance = nnx.Linear(radial, features, rngs=rngs)
-        self.modulation = nnx.Linear(embedding, 2 * features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
-        self.last = nnx.Linear(features, 1, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
-
-    def __call__(self, kinds: jax.Array, radial: jax.Array, e: jax.Array) -> jax.Array:
-        scale, shift = jnp.split(self.modulation(e)[..., None, None, :], 2, axis=-1)
-        of_kind = self.kind_embedding(kinds)
-        seen = self.of_distance(radial) + of_kind[:, None, :] + of_kind[None, :, :]
-        return self.last(nnx.silu((1 + scale) * seen + shift))

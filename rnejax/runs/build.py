@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnejax as rj
+from rnejax.covariance import Analytic
 from rnejax.density import check_points
 from rnejax.persistence import num_classes
 
@@ -65,11 +66,20 @@ def load_model(config: ModelRun) -> rj.DiffusionModel:
     Raises:
       ConfigError: if there is no such model, or it cannot be read.
     """
-    try:
-        model = rj.load_model(config.model)
-    except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"model = {config.model} cannot be loaded: {error}") from error
+    model = load_named(config.model)
     return model if config.covariance is None else model.with_covariance(config.covariance)
+
+
+def load_named(name: str) -> rj.DiffusionModel:
+    """A shipped or saved model.
+
+    Raises:
+      ConfigError: if there is none, or it cannot be read.
+    """
+    try:
+        return rj.load_model(name)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"model = {name} cannot be loaded: {error}") from error
 
 
 def make_times(grid: Grid, process: Any) -> np.ndarray:
@@ -104,7 +114,7 @@ def build_system(system: Any) -> Any:
     from .. import systems
 
     try:
-        return systems.build(system.kind, **system.model_dump(exclude={"kind"}))
+        return systems.build(**system.model_dump())
     except ValueError as error:
         raise ConfigError(f"system: {error}") from error
 
@@ -121,9 +131,8 @@ def load_reference_of(key: str, system: Any, name: str, temperature: float) -> A
         stored = load_reference(name, temperature)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"{key}: {error}") from error
-    described = stored.metadata.get("config", {}).get("system")
-    if described != system.model_dump(mode="json"):
-        raise ConfigError(f"{key} = {name} holds samples of {described}, not of {system}")
+    if stored.system != build_system(system):
+        raise ConfigError(f"{key} = {name} holds samples of {stored.system}, not of {build_system(system)}")
     return stored
 
 
@@ -163,6 +172,11 @@ def build_target(model: rj.DiffusionModel, target: Any) -> Any:
             return rj.temper(with_condition(model, target.condition), target.exponent)
         if isinstance(target, Product):
             factors = [with_condition(model, condition) for condition in target.conditions]
+            others = [load_named(name) for name in target.models]
+            # A covariance that was measured belongs to its model; one that was asked for is that of all.
+            if not isinstance(model.covariance, Analytic):
+                others = [other.with_covariance(model.covariance) for other in others]
+            factors += others
             return rj.product(factors, exponents=target.exponents)
         if isinstance(target, Guide):
             return rj.guide(model, with_condition(model, target.condition), scale=target.scale)

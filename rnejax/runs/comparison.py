@@ -40,8 +40,10 @@ class Comparison:
 
     def record(self, folder: RunFolder, target: Any, result: rj.control.Steered) -> None:
         """Metrics of the particles by their weights, and of the same ones weighed for the true energy; pictures."""
+        from ..systems.metrics import of_one_hand
+
         log_weights = _pooled(result)
-        x = np.asarray(result.particles).reshape(len(log_weights), *self.system.shape)
+        x = of_one_hand(self.system, np.asarray(result.particles).reshape(len(log_weights), *self.system.shape))
         energy = self._energies(x)
         folder.record(infinite_energies=int(np.sum(~np.isfinite(energy))))
         found = {"target": log_weights}
@@ -64,6 +66,9 @@ class Comparison:
 
     def record_uncorrected(self, folder: RunFolder, x: np.ndarray) -> None:
         """The same metrics of particles without weights."""
+        from ..systems.metrics import of_one_hand
+
+        x = of_one_hand(self.system, x)
         self._measure(folder, "uncorrected_against_reference", x, self._energies(x), None)
 
     def _energies(self, x: np.ndarray) -> np.ndarray:

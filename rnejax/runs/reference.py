@@ -63,7 +63,8 @@ def run(config: ReferenceRun, output: Output) -> None:
     folder.add("reference.npz")
     measured = [floors(system, *pair) for pair in zip(x, energy, strict=True)] if config.num_sets > 1 else []
     floor = {f"{temperature:g}": each for temperature, each in zip(kept, measured, strict=False)}
-    free_energies = [free_energy(system, ladder, made) for made in sets]
+    # Of one temperature there is no difference.
+    free_energies = [free_energy(system, ladder, made) for made in sets] if len(ladder) > 1 else []
     folder.record(floor=floor, free_energy=free_energies)
     metadata |= {"floor": floor, "free_energy": free_energies}
     save_reference(folder.path / "reference.npz", kept, x, energy, metadata)

@@ -81,7 +81,7 @@ def run(config: TrainRun, output: Output) -> None:
                 save_every=settings.save_every,
                 folder=folder.path,
                 fingerprint=fingerprint(config),
-                on_report=lambda report: folder.record(step=int(report["step"]), loss=report["loss"]),
+                on_report=lambda report: folder.record(**{k: v for k, v in report.items() if k != "seconds"}),
             )
         except ValueError as error:  # sizes that do not fit, or a state of other settings in the folder
             raise ConfigError(str(error)) from error

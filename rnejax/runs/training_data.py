@@ -106,7 +106,10 @@ class Digits:
 
 
 class Molecules:
-    """Configurations of a system at one temperature, scaled to a mean square of 1; the last set validates."""
+    """Configurations of a system at one temperature, scaled, to a mean square of 1 by default; the last set validates.
+
+    Where the space is all of R^d, they are moved to a mean of zero as well.
+    """
 
     condition: Any = None
     null_label: Any = None
@@ -119,13 +122,16 @@ class Molecules:
         self.subspace = self.system.subspace
         self.reference = stored.x[-1]
         dimension = self.subspace.dimension(self.shape)
-        scale = float(np.sqrt(np.sum(np.square(stored.x[0], dtype=np.float64)) / (len(stored.x[0]) * dimension)))
-        self.transform = Affine(scale)
+        train = (stored.x[:-1] if len(stored.x) > 1 else stored.x).reshape(-1, *self.shape)
+        shift = train.mean(axis=0, dtype=np.float64) if isinstance(self.subspace, FullSpace) else 0.0
+        own = float(np.sqrt(np.sum(np.square(train - shift, dtype=np.float64)) / (len(train) * dimension)))
+        scale = own if data.scale is None else data.scale
+        self.transform = Affine(scale, shift)
         self.log_scale = dimension * np.log(scale)
-        order = np.random.default_rng(0).permutation(len(stored.x[0]))  # neighbours in a chain resemble each other
-        self.train = stored.x[0][order] / np.float32(scale)
+        order = np.random.default_rng(0).permutation(len(train))  # neighbours in a chain resemble each other
+        self.train = np.asarray((train[order] - shift) / scale, np.float32)
         validation = self.reference[np.random.default_rng(1).permutation(len(self.reference))[:2000]]
-        self.held_out = (jnp.asarray(validation / np.float32(scale)), None)
+        self.held_out = (jnp.asarray((validation - shift) / scale, np.float32), None)
 
     def prepare(self, key: jax.Array, batch: Any) -> tuple[jax.Array, Any]:
         return batch, None
@@ -135,11 +141,12 @@ class Molecules:
 
     def draw(self, folder: RunFolder, model: rj.DiffusionModel, times: np.ndarray, n: int, key: jax.Array) -> None:
         """Samples against the second reference set: every metric, energies and distances."""
-        from ..systems.metrics import compare, energies, pair_distances
+        from ..systems.metrics import compare, energies, of_one_hand, pair_distances
 
         samples = rj.sample(key, model, times, num_samples=n)
         x = np.asarray(samples.x)
         folder.arrays("samples.npz", x=x, log_density=samples.log_density)
+        x = of_one_hand(self.system, x)
         energy = energies(self.system, x)
         folder.record(samples_against_reference=compare(self.system, x, self.reference, energy=energy))
         reference = energies(self.system, self.reference)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
 _HOMES = {
     "AlanineDipeptide": "alanine_dipeptide",
+    "Biased": "bias",
+    "DistanceBias": "bias",
     "DoubleWell": "potentials",
     "GaussianMixture": "mixture",
     "LennardJones": "potentials",
     "MullerBrown": "potentials",
+    "TorsionBias": "bias",
 }
 _MODULES = ("digits", "metrics", "mixture", "references")
 
@@ -20,14 +24,19 @@ SYSTEMS = {
     "lennard_jones": "LennardJones",
     "muller_brown": "MullerBrown",
 }
+BIASES = {"distance": "DistanceBias", "torsion": "TorsionBias"}
 
 __all__ = [
+    "BIASES",
     "SYSTEMS",
     "AlanineDipeptide",
+    "Biased",
+    "DistanceBias",
     "DoubleWell",
     "GaussianMixture",
     "LennardJones",
     "MullerBrown",
+    "TorsionBias",
     "build",
     "digits",
     "metrics",
@@ -36,18 +45,28 @@ __all__ = [
 ]
 
 
-def build(name: str, **arguments: Any) -> Any:
-    """A system with an energy, by name.
+def build(kind: str, *, biases: Iterable[Mapping[str, Any]] = (), **arguments: Any) -> Any:
+    """A system with an energy, by name; ``biases`` as dictionaries of their ``kind`` and arguments.
 
     Raises:
-      ValueError: for an unknown name, or arguments that the system does not take.
+      ValueError: for an unknown name, or arguments that the system or a bias does not take.
     """
-    if name not in SYSTEMS:
-        raise ValueError(f"unknown system {name!r}: there are {', '.join(SYSTEMS)}")
+    system = _build(SYSTEMS, "system", kind, arguments)
+    added = tuple(
+        _build(BIASES, "bias", each["kind"], {name: value for name, value in each.items() if name != "kind"})
+        for each in biases
+    )
+    return __getattr__("Biased")(system, added) if added else system
+
+
+def _build(known: Mapping[str, str], what: str, kind: str, arguments: Mapping[str, Any]) -> Any:
+    if kind not in known:
+        raise ValueError(f"unknown {what} {kind!r}: there are {', '.join(known)}")
+    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     try:
-        return __getattr__(SYSTEMS[name])(**arguments)
+        return __getattr__(known[kind])(**frozen)
     except TypeError as error:
-        raise ValueError(f"system {name!r}: {error}") from None
+        raise ValueError(f"{what} {kind!r}: {error}") from None
 
 
 def __getattr__(name: str) -> Any:

@@ -58,6 +58,11 @@ class AlanineDipeptide:
         """N, CA, C(ALA), N(NME)."""
         return (6, 8, 14, 16)
 
+    @property
+    def chiral_atoms(self) -> tuple[int, int, int, int]:
+        """CA, N, C(ALA), CB: three bonds that turn the other way in the mirror image."""
+        return (8, 6, 14, 10)
+
     def start(self, key: Array) -> Array:
         """A configuration to start from: that of OpenMM's test system, whatever the key."""
         return self.subspace.project(jnp.asarray(self.parameters["initial_positions"], jnp.result_type(float)))
@@ -81,6 +86,16 @@ class AlanineDipeptide:
         """(phi, psi) of one configuration, in radians in (-pi, pi]."""
         check_configuration(self, x)
         return dihedral(x, np.asarray([self.phi_atoms, self.psi_atoms]))
+
+    def to_l_form(self, x: Array) -> Array:
+        """One configuration (22, 3), mirrored where the alanine is of the D form.
+
+        A model that sees distances alone cannot tell a molecule from its mirror image, nor can the energy.
+        """
+        check_configuration(self, x)
+        centre, nitrogen, carbonyl, methyl = (x[i] for i in self.chiral_atoms)
+        volume = jnp.dot(nitrogen - centre, jnp.cross(carbonyl - centre, methyl - centre))
+        return x * jnp.where(volume < 0, jnp.asarray([1.0, 1.0, -1.0], x.dtype), 1.0)
 
     def energy(self, x: Array) -> Array:
         """Of one configuration (22, 3) in nm, in kJ/mol.

@@ -139,6 +139,16 @@ def jensen_shannon(p: Any, q: Any) -> float:
     return float(jensenshannon(np.asarray(p).ravel(), np.asarray(q).ravel()) ** 2)
 
 
+def of_one_hand(system: Any, x: Any) -> np.ndarray:
+    """Configurations with mirror images of the wrong hand turned back, where the system has a hand (``to_l_form``).
+
+    A network of distances generates both, alike; what depends on the hand, such as a torsion, is to be read after this.
+    """
+    if not hasattr(system, "to_l_form"):
+        return np.asarray(x)
+    return np.asarray(jax.lax.map(system.to_l_form, jnp.asarray(x), batch_size=1000))
+
+
 def energies(system: Any, x: Any, batch_size: int = 1000) -> np.ndarray:
     """The system's energy of many configurations, (n,)."""
     return np.asarray(jax.lax.map(system.energy, jnp.asarray(x), batch_size=batch_size))

@@ -34,6 +34,13 @@ class ReferenceSet(NamedTuple):
     temperature: float
     metadata: dict[str, Any]
 
+    @property
+    def system(self) -> Any:
+        """What they are samples of, built from the metadata."""
+        from . import build
+
+        return build(**self.metadata["config"]["system"])
+
 
 def shipped_references() -> list[str]:
     """Names that :func:`load_reference` knows."""

@@ -91,7 +91,7 @@ def parallel_tempering(
       key: a typed key.
       system: an energy; see :class:`System`.
       temperatures: strictly monotone, in the system's units, so close that neighbours swap (a rate of 0.2 or more).
-      start: one configuration of finite energy, of ``system.shape``; by default ``system.start(key)``.
+      start: one configuration of finite energy, of ``system.shape``; by default what ``system.start`` draws.
       num_chains: an even number; half of them start from a quenched ``start``, half from runs at the highest
         temperature.
       num_samples: of each chain at each temperature.
@@ -114,12 +114,12 @@ def parallel_tempering(
         raise ValueError(f"num_chains must be even, half of them start cold and half hot, got {num_chains}")
     for name, count in [("num_samples", num_samples), ("rounds_between", rounds_between), ("burn_in", burn_in)]:
         check_count(name, count)
-    start = jnp.asarray(system.start(key) if start is None else start, jnp.result_type(float))
+    key_start, key_hot, key_burn, key_run = jax.random.split(key, 4)
+    start = jnp.asarray(system.start(key_start) if start is None else start, jnp.result_type(float))
     if start.shape != system.shape or not bool(jnp.isfinite(system.energy(start))):
         raise ValueError(f"start must be one configuration of shape {system.shape} and of finite energy")
     beta = jnp.asarray(1 / thermal, start.dtype)
     move = partial(_round, system, beta, check_count("integration_steps", integration_steps))
-    key_hot, key_burn, key_run = jax.random.split(key, 3)
 
     def begin(x: Array) -> Replicas:
         return Replicas(x, jax.vmap(jax.vmap(system.energy))(x), jnp.full(x.shape[1], np.log(step_size), x.dtype))

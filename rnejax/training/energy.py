@@ -16,11 +16,13 @@ Sources: He et al. 2025 (RNE, arXiv 2506.05668), with Euler-Maruyama kernels and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from ..checks import check_count
 from ..covariance import Covariance
 from ..increments import ESTIMATORS, get_estimator, increment, reference_difference
 from ..kernels import Array, event_sum
@@ -142,9 +144,10 @@ def energy_loss(
     euler_step: float = 1e-4,
     time_step: float = 1e-3,
     probe_std: float = 1e-2,
+    thinning: Mapping[str, int] = MappingProxyType({"rne": 2, "rne_euler": 2, "fokker_planck": 2, "prior": 8}),
     times: Callable[[Array], Array] | None = None,
-) -> Callable[[Array, Any, Any], Array]:
-    r"""loss(key, params, batch) -> weighted sums of the terms, one per example, for `fit`.
+) -> Callable[[Array, Any, Any], tuple[Array, dict[str, Array]]]:
+    r"""loss(key, params, batch) -> (weighted sums of the terms, the terms), one number each per example, for `fit`.
 
     All terms look at the same noised data (x_t, t), where the score is computed once. With d the dimension and delta
     = log-SNR(s) - log-SNR(t), they are, for residuals as rates per unit of log-SNR,
@@ -163,94 +166,129 @@ def energy_loss(
       weights: of the terms, by name; what is left out is not computed.
       covariance: of the reverse kernel in ``rne``: ``full`` in a few dimensions, ``hutchinson`` or ``diagonal`` beyond.
       step_ratio: lowest and highest t / s.
+      thinning: a term is computed on every so many-th example only, and stands for the others: residuals cost more
+        than score matching, and vary less. 1 where a term is not named.
       times: a map from uniform numbers to times (:func:`rnejax.training.time_law`); default, uniform in t.
 
     Raises:
-      ValueError: for an unknown term, a weight that is not positive, none at all, or a ratio below 1.
+      ValueError: for an unknown term, a weight that is not positive, none at all, a ratio below 1, or a thinning that
+        is no positive integer.
     """
     weights = _check_terms(weights)
+    thin = {name: check_count(f"thinning of {name}", thinning.get(name, 1)) for name in TERMS}
     low, high = step_ratio
     if not 1 <= low <= high or high == 1:
         raise ValueError(f"step_ratio must be (low, high) with 1 <= low <= high and high > 1: got {step_ratio}")
 
-    def loss(key: Array, params: Any, batch: Any) -> Array:
+    def residual_terms(keys: dict[str, Array], name: str, data: _Noised, evaluation: Any) -> Array:
+        """One of the terms that is no score matching, of the examples given."""
+        count = len(data.t)
+        if name == "rne":
+            drawn = jax.random.uniform(keys["ratio"], (count,), data.t.dtype, minval=0.01)
+            # A step that would begin below t_min begins just below it, so that no step has length zero.
+            s = jnp.maximum(data.t / (low + (high - low) * drawn), process.t_min * 0.999)
+            corrected = data._replace(model=data.model.with_covariance(covariance))
+            evaluation = corrected.evaluate(keys["score"])
+            return corrected.each(_squared_residual, *data.pair(keys[name], s), jax.lax.stop_gradient(evaluation))
+        if name == "rne_euler":
+            s = jnp.maximum(data.t - euler_step, 0.5 * process.t_min)
+            return data.each(_squared_residual, *data.pair(keys[name], s), jax.lax.stop_gradient(evaluation))
+        if name == "fokker_planck":
+
+            def rate(model: DiffusionModel, x: Array, t: Array, key: Array) -> Array:
+                return fokker_planck_residual(key, model, x, t, time_step=time_step, probe_std=probe_std)
+
+            probes = [jax.random.split(key, count) for key in jax.random.split(keys[name])]
+            level = process.level(data.t)
+            per_log_snr = 2 * (level.alpha_rate / level.alpha - level.sigma_rate / level.sigma)
+            one, other = (data.each(rate, data.x_t, data.t, probe) for probe in probes)
+            return one * other / per_log_snr**2
+        end = process.level(process.t_max)
+        at_end = reference(end, data.x0.shape[1:], process.subspace)
+        fresh = jax.vmap(process.subspace.project)(jax.random.normal(keys[name], data.x0.shape, data.x0.dtype))
+        return data.each(
+            lambda model, x: (model.energy(x, process.t_max) + at_end.log_prob(x)) ** 2,
+            end.alpha * data.x0 + end.sigma * fresh,
+        )
+
+    def loss(key: Array, params: Any, batch: Any) -> tuple[Array, dict[str, Array]]:
         keys = dict(zip(("prepare", "times", "noise", "ratio", *TERMS), jax.random.split(key, 9), strict=True))
         x0, condition = prepare(keys["prepare"], batch)
-        count, shape = len(x0), x0.shape[1:]
-        dimension = process.subspace.dimension(shape)
+        count = len(x0)
         uniforms = low_discrepancy_uniforms(keys["times"], count)
         t = process.t_min + (process.t_max - process.t_min) * uniforms if times is None else times(uniforms)
         noise = jax.vmap(process.subspace.project)(jax.random.normal(keys["noise"], x0.shape, x0.dtype))
         noise = jax.lax.optimization_barrier(noise)
+        level = process.level(t)
+        x_t = jax.vmap(lambda level, x0, noise: level.alpha * x0 + level.sigma * noise)(level, x0, noise)
         model = DiffusionModel(
             process,
             lambda params, x, t, condition: apply(params, x, t, *([] if condition is None else [condition])),
             "energy",
-            covariance if "rne" in weights else "euler",
-            shape,
+            "euler",
+            x0.shape[1:],
             params=params,
             condition=None if condition is None else jax.tree.map(lambda leaf: leaf[0], condition),
             batched=True,
         )
-
-        def each(function: Callable[..., Any], *arguments: Any) -> Any:
-            """function(model of one example, ...) over the examples."""
-            return jax.vmap(lambda condition, *rest: function(_under(model, condition), *rest))(condition, *arguments)
-
-        level = process.level(t)
-        ratio = low + (high - low) * jax.random.uniform(keys["ratio"], (count,), x0.dtype, minval=0.01)
-        # A step that would begin below t_min begins just below it, so that no step has length zero.
-        pair = noising_pair(keys["rne"], process, x0, jnp.maximum(t / ratio, process.t_min * 0.999), t, noise)
-        x_t = pair.x_t
-        probes = jax.random.split(keys["score"], count)
-        evaluation = each(lambda model, x, t, key: model._evaluate_one(x, process.level(t), key), x_t, t, probes)
-        said = jax.lax.stop_gradient(evaluation)
+        data = _Noised(model, condition, x0, noise, x_t, t)
+        evaluation = data.evaluate(keys["score"])
         terms: dict[str, Array] = {}
-
-        def squared_residual(model: DiffusionModel, x_s: Array, x_t: Array, s: Array, t: Array, said: Any) -> Array:
-            step = process.transition(s, t)
-            change = ESTIMATORS[get_estimator(None, model)](model, step, x_s, x_t, said)
-            change = jax.lax.stop_gradient(change + reference_difference(step, x_s, x_t))
-            residual = model.energy(x_t, t) - model.energy(x_s, s) - change
-            return (residual / (step.s.log_snr - step.t.log_snr)) ** 2
-
-        if "score" in weights:
-            slope = jnp.expand_dims(level.alpha / level.sigma, tuple(range(1, x0.ndim)))
-            clean = jax.vmap(type(level).denoised)(level, x_t, evaluation.excess)
-            error = jnp.sum(((clean - x0) * slope) ** 2, axis=tuple(range(1, x0.ndim)))
-            terms["score"] = error / dimension
-        if "rne" in weights:
-            terms["rne"] = each(squared_residual, *pair, said)
-        if "rne_euler" in weights:
-            near = noising_pair(
-                keys["rne_euler"], process, x0, jnp.maximum(t - euler_step, 0.5 * process.t_min), t, noise
-            )
-            terms["rne_euler"] = each(
-                lambda model, *rest: squared_residual(model.with_covariance("euler"), *rest), *near, said
-            )
-        if "fokker_planck" in weights:
-            rates = [
-                each(
-                    lambda model, x, t, key: fokker_planck_residual(
-                        key, model, x, t, time_step=time_step, probe_std=probe_std
-                    ),
-                    x_t,
-                    t,
-                    jax.random.split(probe, count),
-                )
-                for probe in jax.random.split(keys["fokker_planck"])
-            ]
-            scale = 2 * (level.alpha_rate / level.alpha - level.sigma_rate / level.sigma)
-            terms["fokker_planck"] = rates[0] * rates[1] / scale**2
-        if "prior" in weights:
-            end = process.level(process.t_max)
-            fresh = jax.vmap(process.subspace.project)(jax.random.normal(keys["prior"], x0.shape, x0.dtype))
-            last = end.alpha * x0 + end.sigma * fresh
-            at_end = reference(end, shape, process.subspace)
-            terms["prior"] = each(lambda model, x: (model.energy(x, process.t_max) + at_end.log_prob(x)) ** 2, last)
-        return sum((weights[name] * terms[name] for name in weights), jnp.zeros(count, x0.dtype))
+        for name in weights:
+            if name == "score":
+                axes = tuple(range(1, x0.ndim))
+                clean = jax.vmap(type(level).denoised)(level, x_t, evaluation.excess)
+                error = (clean - x0) * jnp.expand_dims(level.alpha / level.sigma, axes)
+                terms[name] = jnp.sum(error**2, axis=axes) / process.subspace.dimension(x0.shape[1:])
+                continue
+            some = slice(None, None, thin[name])
+            chosen, said = jax.tree.map(lambda leaf, some=some: leaf[some], (data._replace(model=None), evaluation))
+            found = residual_terms(keys, name, chosen._replace(model=model), said)
+            # Each of them stands for those left out, so that the mean over the batch is the term's.
+            terms[name] = jnp.zeros(count, x0.dtype).at[some].set(found * (count / len(found)))
+        return sum((weights[name] * terms[name] for name in weights), jnp.zeros(count, x0.dtype)), terms
 
     return loss
+
+
+class _Noised(NamedTuple):
+    """Examples with one noise each: x_t = alpha_t x0 + sigma_t noise. All but the model have a batch axis."""
+
+    model: Any
+    condition: Any
+    x0: Array
+    noise: Array
+    x_t: Array
+    t: Array
+
+    def each(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """function(model under the example's condition, ...) over the examples."""
+
+        def one(condition: Any, *rest: Any) -> Any:
+            return function(self.model if condition is None else self.model.with_condition(condition), *rest)
+
+        return jax.vmap(one)(self.condition, *arguments)
+
+    def evaluate(self, key: Array) -> Any:
+        """What the model says at (x_t, t): its score, and what its covariance needs."""
+
+        def one(model: DiffusionModel, x: Array, t: Array, key: Array) -> Any:
+            return model._evaluate_one(x, model.process.level(t), key)
+
+        return self.each(one, self.x_t, self.t, jax.random.split(key, len(self.t)))
+
+    def pair(self, key: Array, s: Array) -> Pair:
+        """States at s between x0 and x_t."""
+        return noising_pair(key, self.model.process, self.x0, s, self.t, self.noise)
+
+
+def _squared_residual(model: DiffusionModel, x_s: Array, x_t: Array, s: Array, t: Array, said: Any) -> Array:
+    """The square of `rne_residual` per unit of log-SNR, with the model's evaluation at (x_t, t) known."""
+    step = model.process.transition(s, t)
+    change = ESTIMATORS[get_estimator(None, model)](model, step, x_s, x_t, said)
+    change = jax.lax.stop_gradient(change + reference_difference(step, x_s, x_t))
+    residual = model.energy(x_t, t) - model.energy(x_s, s) - change
+    return (residual / (step.s.log_snr - step.t.log_snr)) ** 2
 
 
 def score_of_energy(apply: Callable[..., Array]) -> Callable[..., Array]:
@@ -260,10 +298,6 @@ def score_of_energy(apply: Callable[..., Array]) -> Callable[..., Array]:
         return -jax.grad(lambda x: jnp.sum(apply(params, x, *rest)))(x)
 
     return score
-
-
-def _under(model: DiffusionModel, condition: Any) -> DiffusionModel:
-    return model if condition is None else model.with_condition(condition)
 
 
 def _check_terms(weights: Mapping[str, float]) -> dict[str, float]:

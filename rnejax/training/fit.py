@@ -17,8 +17,8 @@ from ..checkpoint import CheckpointError, load_arrays, load_metadata, save_array
 from .ema import ema_decay as decay_at
 from .ema import ema_update
 
-Loss = Callable[[jax.Array, Any, Any], jax.Array]
-"""loss(key, params, batch) -> losses of the examples, shape (batch_size,)."""
+Loss = Callable[[jax.Array, Any, Any], Any]
+"""loss(key, params, batch) -> losses of the examples, shape (batch_size,), or (these, {name: parts to report})."""
 
 
 class FitState(NamedTuple):
@@ -70,7 +70,8 @@ def fit(
 
     Args:
         key: a typed key.
-        loss: loss(key, params, batch) -> one loss per example. It is averaged here.
+        loss: loss(key, params, batch) -> one loss per example, averaged here; or that and a dictionary of its parts,
+            one number per example, whose means are reported by name.
         params: a pytree of arrays (`rnejax.networks.functional` makes one of an nnx module).
         data: a pytree of arrays with a common leading axis, the examples.
         optimizer: any optax transformation; `make_optimizer` gives the usual one.
@@ -114,20 +115,23 @@ def fit(
     run_chunk = _make_chunk(loss, optimizer, step_key, ema_decay, parts)
     order = _Order(batch_key, num_examples, batch_size)
     step, interrupted, started = int(state.step), False, time.perf_counter()
-    totals: list[jax.Array] = []
+    totals: list[dict[str, jax.Array]] = []
+    training = 0.0  # seconds of steps alone, since the last report
     with _Progress(num_steps, step, progress) as bar:
         try:
             while step < num_steps:
                 # A chunk ends where something is due, so reports fall on the same steps after a resumption.
                 until = min(num_steps, *(step - step % n + n for n in (steps_per_call, report_every, save_every)))
                 # The state is not donated: an interrupt between the call and the assignment must leave it readable.
-                state, losses = run_chunk(state, data, order.batches(step, until))
-                _check_finite(losses, step)
+                began = time.perf_counter()
+                state, means = run_chunk(state, data, order.batches(step, until))
+                _check_finite(means, step)
+                training += time.perf_counter() - began
                 step = until
-                totals.append(losses)
+                totals.append(means)
                 if step % report_every == 0 or step == num_steps:
-                    report = _report(step, totals, time.perf_counter() - started, evaluate, state.average)
-                    totals = []
+                    report = _report(step, totals, time.perf_counter() - started, training, evaluate, state.average)
+                    totals, training = [], 0.0
                     metrics.append(report)
                     bar.show(report)
                     if on_report is not None:
@@ -150,35 +154,41 @@ def fit(
 def _make_chunk(
     loss: Loss, optimizer: optax.GradientTransformation, step_key: jax.Array, ema_decay: float, parts: int
 ) -> Callable:
-    def objective(params: Any, key: jax.Array, batch: Any) -> jax.Array:
-        return jnp.mean(loss(key, params, batch))
+    def objective(params: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        losses, named = _split(loss(key, params, batch))
+        return jnp.mean(losses), {name: jnp.mean(each) for name, each in named.items()}
 
-    def value_and_gradient(params: Any, key: jax.Array, batch: Any) -> tuple[jax.Array, Any]:
+    def value_and_gradient(params: Any, key: jax.Array, batch: Any) -> Any:
+        """((loss, its parts), gradient), means over the batch."""
+        differentiate = jax.value_and_grad(objective, has_aux=True)
         if parts == 1:
-            return jax.value_and_grad(objective)(params, key, batch)
+            return differentiate(params, key, batch)
 
         def add(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(objective)(params, *part)), None
+            return jax.tree.map(jnp.add, total, differentiate(params, *part)), None
 
         split = jax.tree.map(lambda leaf: leaf.reshape(parts, -1, *leaf.shape[1:]), batch)
-        nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, nothing, (jax.random.split(key, parts), split))
+        keys = jax.random.split(key, parts)
+        shapes = jax.eval_shape(differentiate, params, keys[0], jax.tree.map(lambda leaf: leaf[0], split))
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        total, _ = jax.lax.scan(add, nothing, (keys, split))
         return jax.tree.map(lambda leaf: leaf / parts, total)
 
     @jax.jit
-    def run_chunk(state: FitState, data: Any, indices: jax.Array) -> tuple[FitState, jax.Array]:
-        def one_step(state: FitState, chosen: jax.Array) -> tuple[FitState, jax.Array]:
+    def run_chunk(state: FitState, data: Any, indices: jax.Array) -> tuple[FitState, dict[str, jax.Array]]:
+        def one_step(state: FitState, chosen: jax.Array) -> tuple[FitState, dict[str, jax.Array]]:
             batch = jax.tree.map(lambda leaf: leaf[chosen], data)
             key = jax.random.fold_in(step_key, state.step)
-            value, gradient = value_and_gradient(state.params, key, batch)
+            (value, named), gradient = value_and_gradient(state.params, key, batch)
             updates, memory = optimizer.update(gradient, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
             average = ema_update(state.average, params, decay_at(state.step, ema_decay))
-            return FitState(state.step + 1, params, average, memory), jnp.stack([value, _norm(gradient)])
+            means = {"loss": value, "gradient_norm": _norm(gradient), **named}
+            return FitState(state.step + 1, params, average, memory), means
 
         if indices.shape[0] == 1:
-            state, losses = one_step(state, indices[0])
-            return state, losses[None]
+            state, means = one_step(state, indices[0])
+            return state, jax.tree.map(lambda leaf: leaf[None], means)
         return jax.lax.scan(one_step, state, indices)
 
     return run_chunk
@@ -208,22 +218,36 @@ class _Order:
         return self.permutation[position * self.batch_size : (position + 1) * self.batch_size]
 
 
+def _split(losses: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Losses, and their named parts where there are any."""
+    return losses if isinstance(losses, tuple) else (losses, {})
+
+
 def _report(
-    step: int, totals: list[jax.Array], seconds: float, evaluate: Callable | None, average: Any
+    step: int,
+    totals: list[dict[str, jax.Array]],
+    seconds: float,
+    training: float,
+    evaluate: Callable | None,
+    average: Any,
 ) -> dict[str, float]:
-    mean = jnp.mean(jnp.concatenate(totals), axis=0)
-    report = {"step": step, "loss": float(mean[0]), "gradient_norm": float(mean[1]), "seconds": round(seconds, 2)}
+    """Means over the steps since the last report; `training` seconds were spent in them."""
+    named = {name: jnp.concatenate([means[name] for means in totals]) for name in totals[0]}
+    report: dict[str, float] = {"step": step} | {name: float(jnp.mean(values)) for name, values in named.items()}
+    report["seconds"] = round(seconds, 2)
+    report["seconds_per_step"] = float(f"{training / len(named['loss']):.3g}")
     if evaluate is not None:
         report |= {name: float(value) for name, value in evaluate(average).items()}
     return report
 
 
-def _check_finite(losses: jax.Array, first_step: int) -> None:
-    finite = jnp.all(jnp.isfinite(losses), axis=1)
+def _check_finite(means: dict[str, jax.Array], first_step: int) -> None:
+    loss, norm = means["loss"], means["gradient_norm"]
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     if not bool(jnp.all(finite)):
         index = int(jnp.argmin(finite))
         raise FloatingPointError(
-            f"the loss is {float(losses[index, 0])} and its gradient's norm {float(losses[index, 1])} at step "
+            f"the loss is {float(loss[index])} and its gradient's norm {float(norm[index])} at step "
             f"{first_step + index}: lower the learning rate, or look at what the loss does at the smallest noise levels"
         )
 
@@ -298,9 +322,10 @@ def _num_parts(batch_size: int, microbatch_size: int | None) -> int:
 
 def _check_loss(loss: Loss, key: jax.Array, params: Any, data: Any, batch_size: int) -> None:
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype), data)
-    result = jax.eval_shape(loss, key, params, shapes)
-    if result.shape != (batch_size,):
-        raise ValueError(f"loss must return one number per example, shape ({batch_size},): got {result.shape}")
+    losses, named = _split(jax.eval_shape(loss, key, params, shapes))
+    for each in (losses, *named.values()):
+        if each.shape != (batch_size,):
+            raise ValueError(f"loss must return one number per example, shape ({batch_size},): got {each.shape}")
 
 
 class _Progress:

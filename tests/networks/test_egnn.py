@@ -30,21 +30,18 @@ def rotation(determinant):
     return jnp.asarray(matrix * determinant * np.sign(np.linalg.det(matrix)), jnp.float32)
 
 
-@pytest.mark.parametrize("pair_term", [False, True])
 @pytest.mark.parametrize("determinant", [1, -1], ids=["rotation", "reflection"])
-def test_vectors_turn_with_the_configuration(determinant, pair_term):
-    f, x, turn = network(pair_term=pair_term), configuration(), rotation(determinant)
+def test_vectors_turn_with_the_configuration(determinant):
+    f, x, turn = network(), configuration(), rotation(determinant)
     assert float(jnp.abs(f(x)).max()) > 0.01
     np.testing.assert_allclose(f(x @ turn + 3.0), f(x) @ turn, atol=1e-4)
     np.testing.assert_allclose(f(x).mean(axis=0), 0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "options", [{"output": "scalar"}, {"output": "energy"}, {"output": "energy", "pair_term": True}]
-)
-def test_energies_do_not(options):
-    centre = options["output"] == "energy"  # |x|^2 / 2 is that of a configuration without a centre of mass
-    g, x = network(**options), configuration()
+@pytest.mark.parametrize("output", ["scalar", "energy"])
+def test_energies_do_not(output):
+    centre = output == "energy"  # |x|^2 / 2 is that of a configuration without a centre of mass
+    g, x = network(output=output), configuration()
     f = (lambda x: g(x - x.mean(axis=0))) if centre else g
     np.testing.assert_allclose(f(x @ rotation(-1) + 3.0), f(x), rtol=1e-5)
     gradient = jax.grad(f)(x)
@@ -93,31 +90,55 @@ def test_another_number_of_particles_is_refused():
 
 def test_an_energy_starts_as_that_of_normal_data():
     """Fresh weights: the last layers are zero."""
-    apply, params = functional(build("egnn", KEY, shape=SHAPE, output="energy", pair_term=True))
+    apply, params = functional(build("egnn", KEY, shape=SHAPE, output="energy"))
     x = configuration()
     np.testing.assert_allclose(apply(params, x, T), 0.5 * jnp.sum(x**2), rtol=1e-6)
 
 
-def test_the_pair_term_knows_both_kinds_and_the_distance():
-    """Without messages a vector is a sum over pairs of numbers that depend on the pair alone."""
-    from flax import nnx
-
-    from rnejax.networks.egnn import PairTerm
-
-    term = PairTerm(2, 8, 4, 8, rngs=nnx.Rngs(0))
-    term.last.kernel[...] = jnp.ones_like(term.last.kernel[...])
-    radial = jax.random.normal(KEY, (3, 3, 4))
-    radial = radial + jnp.swapaxes(radial, 0, 1)
-    found = term(jnp.asarray([0, 1, 1]), radial, jnp.ones(8))[..., 0]
-    np.testing.assert_allclose(found, found.T, rtol=1e-5)
-    same = term(jnp.asarray([0, 1, 1]), jnp.ones((3, 3, 4)), jnp.ones(8))[..., 0]
-    assert float(jnp.abs(same[0, 1] - same[1, 2])) > 1e-3
-    np.testing.assert_allclose(same[0, 1], same[0, 2], rtol=1e-6)
-
-
 @pytest.mark.parametrize("output", ["vector", "energy"])
-def test_the_pair_term_is_heard(output):
-    apply, params = functional(build("egnn", KEY, shape=SHAPE, output=output, pair_term=True))
+@pytest.mark.parametrize("number", [0, 2])
+def test_messages_of_every_round_are_heard(output, number):
+    apply, params = functional(build("egnn", KEY, shape=SHAPE, features=16, output=output))
     before = apply(params, configuration(), T)
-    params["pair_term"]["last"]["kernel"] = jnp.ones_like(params["pair_term"]["last"]["kernel"])
+    kernel = params["last"][number]["kernel"]
+    params["last"][number]["kernel"] = kernel.at[:, 0].set(1.0)
     assert float(jnp.abs(apply(params, configuration(), T) - before).max()) > 1e-2
+
+
+def test_particles_move_between_rounds_and_later_rounds_see_it():
+    """What the first round pushes changes nothing by itself, and what the second one says of it a lot."""
+    apply, params = functional(build("egnn", KEY, shape=SHAPE, features=16, num_layers=2))
+    x = configuration()
+    params["last"][0]["kernel"] = params["last"][0]["kernel"].at[:, 1].set(1.0)
+    assert float(jnp.abs(apply(params, x, T)).max()) == 0
+    params["last"][1]["kernel"] = params["last"][1]["kernel"].at[:, 0].set(1.0)
+    pushed = apply(params, x, T)
+    params["last"][0]["kernel"] = jnp.zeros_like(params["last"][0]["kernel"])
+    assert float(jnp.abs(apply(params, x, T) - pushed).max()) > 1e-2
+
+
+def test_without_surroundings_a_pair_is_pulled_by_its_distance_alone():
+    """The first round by itself: along the line between two particles, whatever the third one does."""
+    apply, params = functional(build("egnn", KEY, shape=(3, 3), features=16, num_layers=1))
+    params["last"][0]["kernel"] = jnp.ones_like(params["last"][0]["kernel"])
+    corner = jnp.asarray([[0.0, 0, 0], [0.7, 0, 0], [0, 0, 0]])
+    near, far = (apply(params, corner.at[2].set(jnp.asarray([0.0, y, 0])), T)[0] for y in (0.4, 0.8))
+    assert abs(float(near[1] - far[1])) > 1e-3, "the third pulls the first one along y"
+    np.testing.assert_allclose(near[0], far[0], rtol=1e-5)
+
+
+def test_two_particles_in_one_place_break_nothing():
+    x = configuration().at[1].set(configuration()[0])
+    assert bool(jnp.isfinite(network()(x)).all())
+    assert bool(jnp.isfinite(jax.grad(network(output="scalar"))(x)).all())
+
+
+def test_radial_functions_are_as_wide_as_they_are_apart():
+    """Then their sum is nearly the same at every distance that they resolve, and those of short ones are narrower."""
+    module = build("egnn", KEY, shape=SHAPE, num_radial=48, reach=6.0)
+    radial = np.asarray(module._radial(jnp.linspace(0.3, 5.0, 300)[:, None]))[:, :-1]
+    np.testing.assert_allclose(radial.sum(axis=1), np.sqrt(2 * np.pi), rtol=0.02)
+    near, far = (np.sum(module._radial(jnp.asarray([d]))[:-1] > 0.5) for d in (0.5, 5.0))
+    assert near == pytest.approx(far, abs=1)
+    spread = lambda d: np.sum(np.asarray(module._radial(jnp.linspace(d, d + 0.2, 50)[:, None])).std(axis=0) > 0.05)  # noqa: E731
+    assert spread(0.5) > spread(4.5)

@@ -103,3 +103,12 @@ def test_exchanging_alike_atoms_changes_no_energy(frames):
     swapped = x[:, [2, 1, 0, *range(3, 22)]]
     energies, _ = both(np.concatenate([x, swapped]), np.float64)
     np.testing.assert_allclose(energies[2:], energies[:2], rtol=1e-6)
+
+
+def test_mirror_images_become_the_l_form_and_the_l_form_stays(frames):
+    x = jnp.asarray(frames["positions"].reshape(-1, 22, 3)[::20], jnp.float32)
+    np.testing.assert_array_equal(jax.vmap(SYSTEM.to_l_form)(x), x)
+    mirrored = x * jnp.asarray([-1.0, 1, 1])
+    torsions = jax.vmap(SYSTEM.torsions)
+    np.testing.assert_allclose(torsions(mirrored), -torsions(x), atol=1e-4)
+    np.testing.assert_allclose(torsions(jax.vmap(SYSTEM.to_l_form)(mirrored)), torsions(x), atol=1e-4)

@@ -161,7 +161,7 @@ class TestEnergyLoss:
     DATA = jax.vmap(MIXTURE.sample)(jax.random.split(jax.random.key(5), 512))
 
     def value(self, weights, params=1.0):
-        return compiled(tuple(weights.items()))(KEY, jnp.asarray(params), self.DATA)
+        return compiled(tuple(weights.items()))(KEY, jnp.asarray(params), self.DATA)[0]
 
     def test_residuals_vanish_for_the_exact_energy_and_not_for_another(self):
         for name in ("rne", "prior"):
@@ -186,7 +186,7 @@ class TestEnergyLoss:
         n = 20_000
         data = jax.vmap(MIXTURE.sample)(jax.random.split(jax.random.key(6), n))
         law = lambda u: 0.05 + 0.4 * u  # noqa: E731
-        ours = energy_loss(PROCESS, exact_energy, weights={"score": 1.0}, times=law)(KEY, jnp.asarray(1.0), data)
+        ours = energy_loss(PROCESS, exact_energy, weights={"score": 1.0}, times=law)(KEY, jnp.asarray(1.0), data)[0]
         theirs = rj.training.score_matching_loss(
             KEY,
             PROCESS,
@@ -206,6 +206,12 @@ class TestEnergyLoss:
         parts = [weight * self.value({name: 1.0}, params=1.1) for name, weight in weights.items()]
         np.testing.assert_allclose(total, sum(parts), rtol=2e-3, atol=1e-3)
 
+    def test_terms_are_told_beside_their_sum(self):
+        weights = {"score": 0.5, "rne": 2.0}
+        total, terms = compiled(tuple(weights.items()))(KEY, jnp.asarray(1.1), self.DATA)
+        assert terms.keys() == weights.keys()
+        np.testing.assert_allclose(total, 0.5 * terms["score"] + 2.0 * terms["rne"], rtol=1e-6)
+
     def test_the_exact_energy_is_a_minimum_of_every_term(self):
         """The gradient with respect to a factor on the energy, in standard errors, is zero at 1 and not elsewhere."""
         for name in ("score", "rne", "prior"):
@@ -218,15 +224,30 @@ class TestEnergyLoss:
             assert abs(slopes[1.0]) < 4, name
             assert slopes[1.2] > 6, name
 
-    def test_conditions_reach_the_network(self):
+    @staticmethod
+    def by_condition(thinning):
+        """The roots of the prior term of four examples whose energies are their conditions, 0 to 3,000."""
+
         def energy(params, x, t, condition):
             return condition + 0 * jnp.sum(x, axis=-1)
 
         loss = energy_loss(
-            PROCESS, energy, lambda key, batch: (batch, 1000.0 * jnp.arange(len(batch))), weights={"prior": 1.0}
+            PROCESS,
+            energy,
+            lambda key, batch: (batch, 1000.0 * jnp.arange(len(batch))),
+            weights={"prior": 1.0},
+            thinning=thinning,
         )
-        values = jnp.sqrt(loss(KEY, None, jnp.zeros((4, 2))))
-        np.testing.assert_allclose(values, [0, 1000, 2000, 3000], atol=30)  # a Gaussian's log-density is a few nats
+        return jnp.sqrt(loss(KEY, None, jnp.zeros((4, 2)))[0])
+
+    def test_conditions_reach_the_network(self):
+        np.testing.assert_allclose(self.by_condition({}), [0, 1000, 2000, 3000], atol=30)  # a log-density: a few nats
+
+    def test_a_thinned_term_stands_for_what_was_left_out(self):
+        """Every second example, twice; every third of four, the first and the last, twice too."""
+        twice = np.sqrt(2)
+        np.testing.assert_allclose(self.by_condition({"prior": 2}), [0, 0, 2000 * twice, 0], atol=50)
+        np.testing.assert_allclose(self.by_condition({"prior": 3}), [0, 0, 0, 3000 * twice], atol=50)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -235,6 +256,7 @@ class TestEnergyLoss:
             ({"weights": {}}, "got none"),
             ({"weights": {"rne": 0.0}}, "a weight must be positive; leave out.*rne: 0.0"),
             ({"weights": {"rne": 1.0}, "step_ratio": (0.9, 1.2)}, "step_ratio must be"),
+            ({"weights": {"rne": 1.0}, "thinning": {"rne": 0}}, "thinning of rne must be at least 1, got 0"),
         ],
     )
     def test_what_cannot_be_is_refused(self, options, message):

@@ -172,6 +172,25 @@ def test_gradients_in_parts_are_the_gradient_of_the_whole():
     np.testing.assert_allclose(parts.params["slope"], whole.params["slope"], rtol=1e-4)
 
 
+@pytest.mark.parametrize("microbatch_size", [None, 2])
+def test_named_parts_of_a_loss_are_reported_as_means(microbatch_size):
+    def named(key, params, batch):
+        square, offset = loss(key, params, batch), jnp.broadcast_to(params["offset"], batch["x"].shape)
+        return square + 0 * offset, {"square": square, "offset": offset}
+
+    plain, parts = (run(loss=each, microbatch_size=microbatch_size) for each in (loss, named))
+    np.testing.assert_allclose(losses(parts), losses(plain), rtol=1e-5)
+    np.testing.assert_allclose([report["square"] for report in parts.metrics], losses(plain), rtol=1e-5)
+    offsets = [report["offset"] for report in parts.metrics]
+    assert offsets[0] < offsets[-1], "the offset grows from 0 towards 1"
+    assert all(report["seconds_per_step"] > 0 for report in plain.metrics)
+
+
+def test_a_part_that_is_averaged_already_is_an_error():
+    with pytest.raises(ValueError, match=r"one number per example, shape \(8,\): got \(\)"):
+        run(loss=lambda key, params, batch: (loss(key, params, batch), {"mean": jnp.zeros(())}))
+
+
 def test_parts_have_noise_of_their_own():
     """Were the same key used for all parts, the noise would not average out between them."""
 
