@@ -289,16 +289,38 @@ def ramachandran(groups: Mapping[str, Any], *, kT: float = 1.0, unit: str = "kT"
 
 
 def curves(
-    x: Any, groups: Mapping[str, Any], *, xlabel: str, ylabel: str, log: bool = False, title: str = ""
+    x: Any,
+    groups: Mapping[str, Any],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+    log_x: bool = False,
+    errors: Mapping[str, Any] | None = None,
+    title: str = "",
 ) -> Figure:
-    """Lines over a common axis, such as losses over training steps."""
+    """Lines over a common axis, such as losses over training steps.
+
+    Args:
+      groups: values by name, NaN where there is none.
+      log, log_x: scales of the vertical and of the horizontal axis.
+      errors: half-lengths of the error bars of some of the groups, by name.
+    """
     figure = _figure(6.8, 3.4)
     ax = figure.subplots()
     colours = _colours(len(groups))
     for i, ((name, values), colour) in enumerate(zip(groups.items(), colours, strict=True)):
         again = colour in colours[:i]  # colours are few: the second line of a colour is dashed
-        ax.plot(np.asarray(x), np.asarray(values), "--" if again else "-", color=colour, linewidth=1.2, label=name)
-    ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+        style: dict[str, Any] = {"color": colour, "linewidth": 1.2, "label": name, "linestyle": "--" if again else "-"}
+        if errors is not None and name in errors:
+            bars = np.asarray(errors[name], np.float64)
+            ax.errorbar(np.asarray(x), np.asarray(values), bars, marker="o", markersize=3, capsize=2, **style)
+        else:
+            ax.plot(np.asarray(x), np.asarray(values), **style)
+    ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear", xscale="log" if log_x else "linear")
+    if log_x:
+        ax.set_xticks(np.asarray(x), [f"{value:g}" for value in np.asarray(x)], minor=False)
+        ax.minorticks_off()
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.set_title(title, fontsize=9, color=INK)
     return _clean(figure)

@@ -4,7 +4,8 @@ Rows: the base model at its own temperature; then, at each lower temperature, sc
 Feynman-Kac correctors, the proposal (1, 0), the symmetric one, and the symmetric one reweighted to the true energy at
 the last step. All rows take as many particles and steps; the rows whose auxiliary kernel looks at the last state cost
 one evaluation more. Every number is a mean over seeds with its standard error. "floor" is the metric of as many samples
-of one reference set against the other one.
+of one reference set against the other one. The table has the rows of 2,000 particles and 200 steps; rows of other sizes
+are kept beside them, for the curves that scripts/figures.py draws.
 
     python scripts/benchmark_molecules.py [--systems dw4 lj13] [--seeds 3] [--particles 2000] [--steps 200]
 """
@@ -29,7 +30,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     "dw4": {"start": 2.0, "targets": (1.0, 0.5)},
     "lj13": {"start": 2.0, "targets": (1.5, 0.8)},
 }
-NAMES = ("energy_w1", "energy_w2", "distance_w2", "energy_tvd", "distance_tvd", "outside")
+NAMES = ("energy_w1", "energy_w2", "distance_w2", "distance_mmd", "energy_tvd", "distance_tvd", "outside")
 ROWS = ("base", "score scaling", "FKC", "(1, 0)", "symmetric")
 
 
@@ -76,7 +77,8 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
     times = rj.time_grid(model.process, options.steps, options.grid)
 
     def made(temperature: float, row: str, seed: int, **values: Any) -> dict[str, Any]:
-        return {"system": name, "temperature": temperature, "row": row, "seed": seed, **values}
+        size = {"particles": options.particles, "steps": options.steps}
+        return {"system": name, "temperature": temperature, "row": row, "seed": seed, **size, **values}
 
     for temperature in (start, *targets):
         reference = load_reference(name, temperature)
@@ -99,7 +101,8 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
             for seed in range(options.first_seed, options.first_seed + options.seeds):
                 began = time.perf_counter()
                 result, log_weights = run_row(row, model, beta, times, seed, options.particles)
-                x = metrics.of_one_hand(system, result.particles)
+                particles = np.asarray(result.particles)  # waits for the device
+                x = metrics.of_one_hand(system, particles)
                 seconds = time.perf_counter() - began
                 info = {
                     "seconds": round(seconds, 1),
@@ -128,8 +131,9 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
                 yield made(temperature, f"{row}, true energy", seed, **values, **info)
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    """Means and standard errors over seeds, in Markdown."""
+def table(found: list[dict[str, Any]], particles: int = 2000, steps: int = 200) -> str:
+    """Means and standard errors over seeds, in Markdown, of one number of particles and steps."""
+    found = [each for each in found if (each["particles"], each["steps"]) == (particles, steps)]
     extra = ("ancestors", "ess", "pareto_k", "seconds")
     lines = ["| system | T | row | seeds | " + " | ".join((*NAMES, *extra)) + " |"]
     lines.append("|" + "---|" * (4 + len(NAMES) + len(extra)))
@@ -167,12 +171,12 @@ def main() -> None:
     options = parser.parse_args()
     path = options.output / "molecules.json"
     kept = json.loads(path.read_text())["rows"] if path.exists() else []
-    same = ("system", "temperature", "row", "seed")
+    same = ("system", "temperature", "row", "seed", "particles", "steps")
     for name in options.systems:
         for row in measure(name, options.rows, options):
             print(json.dumps(row), flush=True)
             kept = [each for each in kept if any(each[key] != row[key] for key in same)] + [row]
-            settings = {"particles": options.particles, "steps": options.steps, "jax": jax.__version__}
+            settings = {"jax": jax.__version__}
             options.output.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"settings": settings, "rows": kept}, indent=1) + "\n")
             (options.output / "molecules.md").write_text(table(kept))

@@ -2,7 +2,8 @@
 
     python scripts/figures.py
 
-Writes docs/pictures/density_steps.png and control_steps.png; nothing is measured here.
+Writes docs/pictures/density_steps.png, control_steps.png, molecules_particles.png, molecules_steps.png and
+free_energy_*.png; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ def main() -> None:
     (DOCS / "pictures").mkdir(exist_ok=True)
     density(json.loads((DOCS / "tables" / "density.json").read_text())["rows"])
     control(json.loads((DOCS / "tables" / "control.json").read_text())["sections"])
+    scaling(json.loads((DOCS / "tables" / "molecules.json").read_text())["rows"])
+    free_energy(json.loads((DOCS / "tables" / "free_energy.json").read_text())["rows"])
 
 
 def density(rows: list[dict[str, Any]]) -> None:
@@ -51,6 +54,53 @@ def control(sections: dict[str, list[dict[str, Any]]]) -> None:
         title="annealing a 10-D mixture of 8 Gaussians to exponent 2, 1,024 particles",
     )  # fmt: skip
     plot.save(figure, DOCS / "pictures" / "control_steps.png")
+
+
+def scaling(rows: list[dict[str, Any]]) -> None:
+    """Energy W1 of annealed LJ-13 against particles (200 steps) and against steps (2,000 particles), with floors."""
+    names = {
+        "symmetric": "symmetric",
+        "symmetric, true energy": "symmetric, reweighted",
+        "(1, 0)": "(1, 0)",
+        "floor": "floor",
+    }
+    for axis, (other, fixed) in {"particles": ("steps", 200), "steps": ("particles", 2000)}.items():
+        rows_here = [
+            row for row in rows if row["system"] == "lj13" and row["temperature"] == 0.8 and row[other] == fixed
+        ]
+        sizes = sorted({row[axis] for row in rows_here if row["row"] == "symmetric"})
+        lines, bars = {}, {}
+        for name, label in names.items():
+            values = [[r["energy_w1"] for r in rows_here if r["row"] == name and r[axis] == size] for size in sizes]
+            if sum(len(each) > 1 for each in values) < 2:
+                continue
+            lines[label] = [np.mean(each) if each else np.nan for each in values]
+            bars[label] = [np.std(each, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.nan for each in values]
+        figure = plot.curves(
+            sizes, lines, errors=bars, xlabel=axis, ylabel="energy W1", log=True, log_x=True,
+            title=f"LJ-13 from T = 2 to T = 0.8, {fixed:,} {other}",
+        )  # fmt: skip
+        plot.save(figure, DOCS / "pictures" / f"molecules_{axis}.png")
+
+
+def free_energy(rows: list[dict[str, Any]]) -> None:
+    """What steering says of log Z minus what MBAR says, over temperature, with error bars."""
+    for system in dict.fromkeys(row["system"] for row in rows):
+        here = [row for row in rows if row["system"] == system and "estimate" in row]
+        temperatures = sorted({row["temperature"] for row in here})
+        lines, bars = {"MBAR": [0.0] * len(temperatures)}, {}
+        bars["MBAR"] = [find(here, temperature=t, value="mbar_error") for t in temperatures]
+        for name in dict.fromkeys(row["estimate"] for row in here):
+            lines[name] = [
+                find(here, temperature=t, estimate=name, value=lambda row: row["difference"] - row["mbar"])
+                for t in temperatures
+            ]
+            bars[name] = [find(here, temperature=t, estimate=name, value="error") for t in temperatures]
+        figure = plot.curves(
+            temperatures, lines, errors=bars, xlabel="T", ylabel="log Z(T) - log Z(T0), difference to MBAR",
+            title=f"{system}: free energies of the cooled model, in kT, with standard errors",
+        )  # fmt: skip
+        plot.save(figure, DOCS / "pictures" / f"free_energy_{system}.png")
 
 
 def total_error(row: dict[str, Any]) -> float:

@@ -103,6 +103,47 @@ def distance_total_variation(x: Any, reference: Any, bins: int = 100, weights: A
     return total_variation(distances, pair_distances(reference), bins, weights)
 
 
+def distance_mmd(x: Any, reference: Any, weights: Any = None, *, most: int = 4000) -> float:
+    """Maximum mean discrepancy between the laws of all pair distances together, sorted, so that names do not matter.
+
+    MMD^2 = E k(x, x') - 2 E k(x, y) + E k(y, y'), without the terms of one sample with itself, k the mean of Gaussian
+    kernels whose widths are 1/4, 1/2, 1, 2 and 4 times the median distance within the reference (Gretton et al. 2012);
+    negative where chance makes it so, and then given as a negative root. Of either set ``most`` are used, spread
+    evenly; NaN where one of them is a single sample.
+    """
+    weights = np.full(len(x), 1 / len(x)) if weights is None else np.asarray(weights, np.float64)
+    some, others = (
+        np.unique(np.linspace(0, len(each) - 1, min(most, len(each))).astype(int)) for each in (x, reference)
+    )
+    ours, theirs = (
+        np.sort(pair_distances(each), axis=1) for each in (np.asarray(x)[some], np.asarray(reference)[others])
+    )
+    weights = weights[some] / weights[some].sum()
+    equal = np.full(len(theirs), 1 / len(theirs))
+    if min(int(np.count_nonzero(weights)), len(theirs)) < 2:
+        return float("nan")
+
+    def squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T, 0)
+
+    within = squares(theirs, theirs)
+    median = np.median(within[np.triu_indices(len(theirs), k=1)])
+
+    def kernel(squares: np.ndarray) -> np.ndarray:
+        return np.mean([np.exp(-squares / (2 * width**2 * median)) for width in (0.25, 0.5, 1, 2, 4)], axis=0)
+
+    def among(squares: np.ndarray, weights: np.ndarray) -> float:
+        found = kernel(squares)
+        return float((weights @ found @ weights - np.diag(found) @ weights**2) / (1 - weights @ weights))
+
+    square = (
+        among(squares(ours, ours), weights)
+        - 2 * float(weights @ kernel(squares(ours, theirs)) @ equal)
+        + among(within, equal)
+    )
+    return float(np.sign(square) * np.sqrt(abs(square)))
+
+
 def align(x: Any, onto: Any) -> np.ndarray:
     """Every configuration (n, atoms, 3) rotated onto one (atoms, 3), in the least squares (Kabsch 1976). No mirrors."""
     x, onto = np.asarray(x, np.float64), np.asarray(onto, np.float64)
@@ -173,8 +214,8 @@ def compare(
       energy, reference_energy: where they are known already.
 
     Returns:
-      energy_w1, energy_w2 (units of energy), distance_w2 (of length), energy_tvd, distance_tvd (shares); and
-      the shares of samples, by weight, of ``infinite`` energy, and ``outside`` the range of the reference's energies.
+      energy_w1, energy_w2 (units of energy), distance_w2 (of length), energy_tvd, distance_tvd (shares), distance_mmd;
+      and the shares of samples, by weight, of ``infinite`` energy, and ``outside`` the reference's range of energies.
     """
     weights = weights_of(log_weights, len(x))
     energy = energies(system, x) if energy is None else np.asarray(energy)
@@ -190,4 +231,5 @@ def compare(
     if len(system.shape) == 2:
         found["distance_w2"] = distance_wasserstein(x, reference, weights)
         found["distance_tvd"] = distance_total_variation(x, reference, bins, weights)
+        found["distance_mmd"] = distance_mmd(x, reference, weights)
     return found

@@ -121,3 +121,29 @@ def test_a_clash_is_counted_by_its_weight():
 def test_weights_have_one_number_per_sample():
     with pytest.raises(ValueError, match=r"log_weights must have shape \(3,\)"):
         metrics.weights_of(np.zeros(2), 3)
+
+
+class TestDiscrepancy:
+    """MMD between laws of triangles: equal laws, another law, weights that make it the same again."""
+
+    @staticmethod
+    def triangles(seed, count, scale=1.0):
+        return scale * np.random.default_rng(seed).normal(size=(count, 3, 2))
+
+    def test_it_is_zero_for_equal_laws_within_its_noise_and_not_for_another(self):
+        same = [metrics.distance_mmd(self.triangles(seed, 300), self.triangles(50, 1000)) for seed in range(20)]
+        squares = np.sign(same) * np.square(same)
+        assert abs(squares.mean()) < 4 * squares.std(ddof=1) / np.sqrt(20)
+        other = metrics.distance_mmd(self.triangles(0, 300, scale=1.3), self.triangles(50, 1000))
+        assert other > 5 * np.abs(same).max()
+
+    def test_weights_and_names_of_particles(self):
+        x, reference = self.triangles(1, 400), self.triangles(2, 400)
+        halves = np.concatenate([x, 3 * x])
+        first = np.repeat([1 / 400, 0.0], 400)
+        np.testing.assert_allclose(
+            metrics.distance_mmd(halves, reference, first), metrics.distance_mmd(x, reference), rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            metrics.distance_mmd(x[:, [2, 0, 1]], reference), metrics.distance_mmd(x, reference), rtol=1e-9
+        )
