@@ -106,7 +106,7 @@ def test_an_output_folder_may_be_a_number_or_a_date(tmp_path, name):
 def test_a_key_of_another_kind_is_not_suggested_for_itself(tmp_path):
     with pytest.raises(ConfigError) as error:
         load_config(SteerRun, write(tmp_path, GUIDE), ["--target.kind", "product", "--target.conditions", "[1, 2]"])
-    assert "unknown key target.scale = 1.5: the keys here are kind, conditions, exponents" in str(error.value)
+    assert "unknown key target.scale = 1.5: the keys here are kind, conditions, models, exponents" in str(error.value)
     assert "unknown key target.condition = 1: did you mean target.conditions?" in str(error.value)
 
 
