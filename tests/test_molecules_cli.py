@@ -128,6 +128,22 @@ def test_an_energy_is_trained_with_residuals_and_goes_on_from_where_it_was_stopp
     )
 
 
+def test_frames_of_one_s_own_are_training_data_and_reference_too(tmp_path, reference):
+    from rnejax.config import ConfigError, MoleculeData
+    from rnejax.runs.training_data import load
+
+    x = load_reference(reference / "reference.npz", 2.0).x[0] + 7.0
+    np.savez(tmp_path / "frames.npz", x=x)
+    settings = {"system": SYSTEM, "reference": str(tmp_path / "frames.npz"), "temperature": 2.0}
+    data = load(MoleculeData(**settings), None)
+    assert data.train.shape == (128, 3, 2)
+    assert data.reference.shape == (32, 3, 2)
+    np.testing.assert_allclose(data.reference, x[128:] - x[128:].mean(axis=1, keepdims=True), atol=1e-5)
+    np.savez(tmp_path / "frames.npz", x=x[:, :2])
+    with pytest.raises(ConfigError, match=r"data.reference: frames must have shape \(n, 3, 2\), got \(160, 2, 2\)"):
+        load(MoleculeData(**settings), None)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -204,7 +204,7 @@ class MoleculeComparison(Section):
     temperature: Positive
     """that of the target, in the system's unit"""
     reference: str | None = None
-    """the name of shipped samples at this temperature, or a file that rnejax reference wrote"""
+    """the name of shipped samples at this temperature, a file that rnejax reference wrote, or an .npz file with x"""
     reweight: bool = True
     """also weigh the particles for the true energy, at the last step"""
 
@@ -422,9 +422,10 @@ class MoleculeData(Section):
     system: System
     """what they are samples of"""
     reference: str
-    """the name of shipped samples, or a file that rnejax reference wrote; the last set validates, the others train"""
+    """the name of shipped samples, a file that rnejax reference wrote, of which the last set validates and the others
+    train, or an .npz file with an array x (n, atoms, 3) of your own simulation, of which the last fifth validates"""
     temperature: Positive
-    """one of those stored there"""
+    """one of those stored there, or that of your simulation"""
     scale: Positive | None = None
     """the network's unit of length, in the system's; by default the data get a mean square of 1. Models that are to be
     multiplied must agree on it"""

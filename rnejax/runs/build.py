@@ -122,18 +122,32 @@ def build_system(system: Any) -> Any:
 def load_reference_of(key: str, system: Any, name: str, temperature: float) -> Any:
     """Reference samples of a configured system at one temperature; ``key`` is what the configuration calls them.
 
+    A file with an array x (n, *shape) instead holds the user's own frames at that temperature.
+
     Raises:
       ConfigError: for samples that are not there, or are of another system.
     """
-    from ..systems.references import load_reference
+    from ..systems.references import find_reference, from_frames, load_reference
 
     try:
+        frames = _frames(find_reference(name))
+        if frames is not None:
+            return from_frames(build_system(system), frames, temperature, system.model_dump(mode="json"))
         stored = load_reference(name, temperature)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"{key}: {error}") from error
     if stored.system != build_system(system):
         raise ConfigError(f"{key} = {name} holds samples of {stored.system}, not of {build_system(system)}")
     return stored
+
+
+def _frames(path: Any) -> np.ndarray | None:
+    """The array x of an .npz file; None where it has none, or is no such file."""
+    try:
+        with np.load(path) as file:
+            return np.asarray(file["x"]) if "x" in file else None
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile):
+        return None
 
 
 def check_classes(name: str, *conditions: int | None) -> None:

@@ -49,6 +49,15 @@ class AlanineDipeptide:
         return [str(name) for name in self.parameters["atom_names"]]
 
     @property
+    def length_unit(self) -> str:
+        return "nm"
+
+    @property
+    def bonds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of bonded atoms (n, 2), and their lengths at rest in nm (n,)."""
+        return self.parameters["bond_atoms"], self.parameters["bond_length"]
+
+    @property
     def phi_atoms(self) -> tuple[int, int, int, int]:
         """C(ACE), N, CA, C(ALA)."""
         return (4, 6, 8, 14)

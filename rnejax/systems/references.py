@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checks import check_number
+from .metrics import energies
 
 
 class ReferenceSet(NamedTuple):
@@ -109,6 +110,64 @@ def load_reference(name_or_path: str | os.PathLike[str], temperature: Any) -> Re
     if x.ndim == 4:  # rounding has moved the centre of mass
         x -= x.mean(axis=-2, keepdims=True, dtype=np.float64).astype(np.float32)
     return ReferenceSet(x, energies[i], float(stored[i]), metadata)
+
+
+def from_frames(
+    system: Any, x: Any, temperature: Any, described: Mapping[str, Any], *, num_sets: int = 5
+) -> ReferenceSet:
+    """Configurations of the user's own simulation, as sets: consecutive parts, as independent as can be had.
+
+    Args:
+      system: what they are configurations of.
+      x: (n, *system.shape), in the system's units, in the order of the simulation; what is left over at the end of
+        equal parts is dropped.
+      temperature: of the simulation, in the system's unit.
+      described: the system's kind and arguments, as :func:`rnejax.systems.build` takes them.
+      num_sets: parts.
+
+    Raises:
+      ValueError: for frames of another shape, NaN or infinite coordinates, units other than the system's, fewer frames
+        than parts, or a temperature that is no positive number.
+    """
+    system.thermal_energy(temperature)
+    x = check_frames(system, x)
+    each = len(x) // num_sets
+    if each == 0:
+        raise ValueError(f"{len(x)} frames do not make {num_sets} sets")
+    x = x[: each * num_sets].reshape(num_sets, each, *system.shape)
+    energy = np.stack([energies(system, part) for part in x])
+    return ReferenceSet(x, energy, float(temperature), {"command": "frames", "config": {"system": dict(described)}})
+
+
+def check_frames(system: Any, x: Any) -> np.ndarray:
+    """Configurations (n, *system.shape) as float32 without a centre of mass, where the system has none.
+
+    Raises:
+      ValueError: for another shape, NaN or infinite coordinates (with their number and the first), or bonds whose
+        length says that these are other units than the system's.
+    """
+    x = np.asarray(x)
+    if x.ndim != 1 + len(system.shape) or x.shape[1:] != tuple(system.shape) or len(x) == 0:
+        raise ValueError(f"frames must have shape (n, {', '.join(map(str, system.shape))}), got {x.shape}")
+    if not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(f"coordinates must be floating-point numbers, got {x.dtype}")
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=tuple(range(1, x.ndim))))
+    if bad.size:
+        raise ValueError(
+            f"{bad.size} of {len(x)} frames have coordinates that are NaN or infinite, the first is {bad[0]}"
+        )
+    if hasattr(system, "bonds"):
+        atoms, lengths = system.bonds
+        found = np.linalg.norm(x[:, atoms[:, 0]] - x[:, atoms[:, 1]], axis=-1)
+        ratio = float(np.median(found / lengths))
+        if not 0.7 < ratio < 1.4:
+            raise ValueError(
+                f"bonds are {ratio:.3g} times as long as this molecule's, whose unit of length is {system.length_unit}"
+                + ("; ångström? divide by 10" if 7 < ratio < 14 else "; is it this molecule, in this order of atoms?")
+            )
+    if len(system.shape) == 2:
+        x = x - x.mean(axis=-2, keepdims=True, dtype=np.float64)
+    return np.asarray(x, np.float32)
 
 
 def find_reference(name_or_path: str | os.PathLike[str]) -> Path:

@@ -1,10 +1,17 @@
 """Stored reference samples: what goes in comes out, and what is shipped is what it says."""
 
+import jax
 import numpy as np
 import pytest
 
-from rnejax.systems import metrics
-from rnejax.systems.references import find_reference, load_reference, save_reference, shipped_references
+from rnejax.systems import AlanineDipeptide, metrics
+from rnejax.systems.references import (
+    find_reference,
+    from_frames,
+    load_reference,
+    save_reference,
+    shipped_references,
+)
 
 
 def stored(folder, **metadata):
@@ -81,3 +88,42 @@ def test_shipped_samples_have_the_energies_the_floors_and_the_convergence_that_t
         assert min(diagnostics["effective_sample_size"]) > 1000
         # Of a few dozen statistics of both sets, none may be far off.
         assert max(abs(z) for z in diagnostics["halves_z"]) < 4
+
+
+class TestFrames:
+    """Configurations of a user's own simulation."""
+
+    DIPEPTIDE = AlanineDipeptide()
+
+    def frames(self, count=20):
+        start = np.asarray(self.DIPEPTIDE.start(jax.random.key(0)))
+        return start + 0.001 * np.random.default_rng(0).normal(size=(count, 22, 3)) + 0.3
+
+    def test_they_become_consecutive_sets_without_a_centre_of_mass(self):
+        x = self.frames(23)
+        made = from_frames(self.DIPEPTIDE, x, 300.0, {"kind": "alanine_dipeptide"})
+        assert made.x.shape == (5, 4, 22, 3)
+        np.testing.assert_allclose(made.x[1, 0], x[4] - x[4].mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(made.energy[2], metrics.energies(self.DIPEPTIDE, made.x[2]))
+        assert made.system == self.DIPEPTIDE
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda x: x[:, :21], r"frames must have shape \(n, 22, 3\), got \(20, 21, 3\)"),
+            (lambda x: x[0], r"frames must have shape \(n, 22, 3\), got \(22, 3\)"),
+            (lambda x: x[:0], r"got \(0, 22, 3\)"),
+            (lambda x: (1000 * x).astype(int), "floating-point numbers, got int64"),
+            (lambda x: np.where(np.arange(20)[:, None, None] == 7, np.nan, x), "1 of 20 frames .* the first is 7"),
+            (lambda x: 10 * x, "10 times as long .* unit of length is nm; ångström. divide by 10"),
+            (lambda x: x[:, ::-1], "is it this molecule, in this order of atoms"),
+            (lambda x: x[:4], "4 frames do not make 5 sets"),
+        ],
+    )
+    def test_what_is_no_frame_of_the_molecule_is_refused(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            from_frames(self.DIPEPTIDE, change(self.frames()), 300.0, {"kind": "alanine_dipeptide"})
+
+    def test_temperatures_are_positive(self):
+        with pytest.raises(ValueError, match="temperature must be positive, got -1"):
+            from_frames(self.DIPEPTIDE, self.frames(), -1.0, {})
