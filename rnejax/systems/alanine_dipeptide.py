@@ -118,17 +118,25 @@ class AlanineDipeptide:
         """Energies of bonds, angles, torsions, non-bonded pairs and solvent, in kJ/mol: (5,)."""
         check_configuration(self, x)
         p = self.parameters
-        first, second = np.triu_indices(22, k=1)
-        squares = jnp.sum((x[first] - x[second]) ** 2, axis=-1)
+        # All ordered pairs at once: sums over chosen ones have slow gradients on a CPU. An atom is one away from itself.
+        squares = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
+        squares = squares + jnp.asarray(np.eye(22), squares.dtype)
         return jnp.stack(
-            [
-                _bonds(p, x),
-                _angles(p, x),
-                _torsions(p, x),
-                _pairs(p, squares),
-                _solvent(p, squares, first, second),
-            ]
+            [_bonds(p, x), _angles(p, x), _torsions(p, x), _pairs(self.pair_parameters, squares), _solvent(p, squares)]
         )
+
+    @cached_property
+    def pair_parameters(self) -> dict[str, Any]:
+        """Those of non-bonded pairs as symmetric matrices (22, 22), zero on the diagonal; sigma is one there."""
+        p = self.parameters
+        first, second = np.triu_indices(22, k=1)
+        found: dict[str, Any] = {"coulomb_constant": p["coulomb_constant"]}
+        for name in ("pair_sigma", "pair_epsilon", "pair_charge_product"):
+            matrix = np.zeros((22, 22))
+            matrix[first, second] = p[name]
+            found[name] = matrix + matrix.T
+        found["pair_sigma"] = found["pair_sigma"] + np.eye(22)
+        return found
 
 
 def dihedral(x: Array, atoms: np.ndarray) -> Array:
@@ -164,24 +172,21 @@ def _pairs(p: dict[str, Any], squares: Array) -> Array:
     attraction = (p["pair_sigma"] ** 2 / squares) ** 3
     dispersion = 4 * p["pair_epsilon"] * attraction * (attraction - 1)
     coulomb = p["coulomb_constant"] * p["pair_charge_product"] / jnp.sqrt(squares)
-    return jnp.sum(dispersion + coulomb)
+    return 0.5 * jnp.sum(dispersion + coulomb)
 
 
-def _solvent(p: dict[str, Any], squares: Array, first: np.ndarray, second: np.ndarray) -> Array:
+def _solvent(p: dict[str, Any], squares: Array) -> Array:
     """Generalised Born with OBC radii (model I, tanh of 0.8 psi + 2.909125 psi^3), and the surface term."""
     charge, radius, offset_radius = p["gb_charge"], p["gb_radius"], p["gb_offset_radius"]
-    scaled = p["gb_scale"]
-    distance = jnp.sqrt(squares)
-    integrals = jnp.zeros(22, squares.dtype)
-    for i, j in ((first, second), (second, first)):
-        integrals = integrals.at[i].add(_descreening(distance, offset_radius[i], scaled[j]))
-    psi = integrals * offset_radius
+    others = 1 - np.eye(22)
+    by_others = _descreening(jnp.sqrt(squares), offset_radius[:, None], p["gb_scale"][None, :])
+    psi = jnp.sum(by_others * others, axis=1) * offset_radius
     born = 1 / (1 / offset_radius - jnp.tanh(0.8 * psi + 2.909125 * psi**3) / radius)
     polarisation = p["gb_constant"] * (1 / p["solute_dielectric"] - 1 / p["solvent_dielectric"])
     own = jnp.sum(-0.5 * polarisation * charge**2 / born)
-    product = born[first] * born[second]
+    product = born[:, None] * born[None, :]
     effective = jnp.sqrt(squares + product * jnp.exp(-squares / (4 * product)))
-    mutual = jnp.sum(-polarisation * charge[first] * charge[second] / effective)
+    mutual = 0.5 * jnp.sum(-polarisation * np.outer(charge, charge) * others / effective)
     surface = jnp.sum(p["surface_constant"] * (radius + p["probe_radius"]) ** 2 * (radius / born) ** 6)
     return own + mutual + surface
 
