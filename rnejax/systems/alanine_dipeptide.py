@@ -118,7 +118,7 @@ class AlanineDipeptide:
         """Energies of bonds, angles, torsions, non-bonded pairs and solvent, in kJ/mol: (5,)."""
         check_configuration(self, x)
         p = self.parameters
-        # All ordered pairs at once: sums over chosen ones have slow gradients on a CPU. An atom is one away from itself.
+        # All ordered pairs: sums over chosen ones have slow gradients on a CPU. An atom is one away from itself.
         squares = jnp.sum((x[:, None] - x[None]) ** 2, axis=-1)
         squares = squares + jnp.asarray(np.eye(22), squares.dtype)
         return jnp.stack(
