@@ -47,8 +47,8 @@ def samples(key: Any, of: Any, temperature: float) -> tuple[np.ndarray, np.ndarr
     made = parallel_tempering(
         key, of, ladder, num_chains=32, num_samples=1250, rounds_between=10, burn_in=1000, progress=False
     )
-    z = float(np.max(np.abs(made.halves_z)))
-    assert float(np.max(made.rhat)) < 1.02, (made.rhat, z)
+    if float(np.max(made.rhat)) > 1.01 or float(np.max(np.abs(made.halves_z))) > 4:
+        raise RuntimeError(f"the reference has not converged: rhat {made.rhat}, halves_z {made.halves_z}")
     # Neighbouring chains started alike; both halves get as many of either kind.
     x, energy = np.asarray(made.x[0]), np.asarray(made.energy[0])
     parts = [np.arange(start, 32, 2) for start in (0, 1)]
