@@ -76,6 +76,8 @@ def scaling(rows: list[dict[str, Any]]) -> None:
                 continue
             lines[label] = [np.mean(each) if each else np.nan for each in values]
             bars[label] = [np.std(each, ddof=1) / np.sqrt(len(each)) if len(each) > 1 else np.nan for each in values]
+        if not lines:  # measured at one size only
+            continue
         figure = plot.curves(
             sizes, lines, errors=bars, xlabel=axis, ylabel="energy W1", log=True, log_x=True,
             title=f"LJ-13 from T = 2 to T = 0.8, {fixed:,} {other}",
