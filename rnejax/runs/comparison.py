@@ -49,7 +49,9 @@ class Comparison:
         found = {"target": log_weights}
         self._measure(folder, "against_reference", x, energy, log_weights)
         if self.reweight and not getattr(target, "rewards", ()):
-            again = rj.reweight(result, target, lambda x: -self.system.energy(x) / self.thermal_energy)
+            # Of a mirror image, the energy that it has once it is turned back: a bias may tell the two apart.
+            turned = getattr(self.system, "to_l_form", lambda x: x)
+            again = rj.reweight(result, target, lambda x: -self.system.energy(turned(x)) / self.thermal_energy)
             new = _pooled(again)
             estimate, error = rj.smc.log_normalizer_with_error(again)
             folder.record(
