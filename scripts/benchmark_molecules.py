@@ -4,7 +4,8 @@ Rows: the base model at its own temperature; then, at each lower temperature, sc
 Feynman-Kac correctors, the proposal (1, 0), the symmetric one, and the symmetric one reweighted to the true energy at
 the last step. All rows take as many particles and steps; the rows whose auxiliary kernel looks at the last state cost
 one evaluation more. Every number is a mean over seeds with its standard error. "floor" is the metric of as many samples
-of one reference set against the other one. The table has the rows of 2,000 particles and 200 steps; rows of other sizes
+of one reference set against the other one. Energies and lengths are in the system's units, phi_free_energy is in kT, and
+ramachandran_js in nats. The table has the rows of 2,000 particles and 200 steps; rows of other sizes
 are kept beside them, for the curves that scripts/figures.py draws.
 
     python scripts/benchmark_molecules.py [--systems dw4 lj13] [--seeds 3] [--particles 2000] [--steps 200]
@@ -29,8 +30,10 @@ from rnejax.systems.references import load_reference
 SYSTEMS: dict[str, dict[str, Any]] = {
     "dw4": {"start": 2.0, "targets": (1.0, 0.5)},
     "lj13": {"start": 2.0, "targets": (1.5, 0.8)},
+    "alanine_dipeptide": {"start": 800.0, "targets": (300.0,)},
 }
 NAMES = ("energy_w1", "energy_w2", "distance_w2", "distance_mmd", "energy_tvd", "distance_tvd", "outside")
+OF_TORSIONS = ("aligned_w2", "phi_free_energy", "ramachandran_js")
 ROWS = ("base", "score scaling", "FKC", "(1, 0)", "symmetric")
 
 
@@ -102,7 +105,7 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
                 began = time.perf_counter()
                 result, log_weights = run_row(row, model, beta, times, seed, options.particles)
                 particles = np.asarray(result.particles)  # waits for the device
-                x = metrics.of_one_hand(system, particles)
+                x = metrics.standard_form(system, particles)
                 seconds = time.perf_counter() - began
                 info = {
                     "seconds": round(seconds, 1),
@@ -135,14 +138,15 @@ def table(found: list[dict[str, Any]], particles: int = 2000, steps: int = 200) 
     """Means and standard errors over seeds, in Markdown, of one number of particles and steps."""
     found = [each for each in found if (each["particles"], each["steps"]) == (particles, steps)]
     extra = ("ancestors", "ess", "pareto_k", "seconds")
-    lines = ["| system | T | row | seeds | " + " | ".join((*NAMES, *extra)) + " |"]
-    lines.append("|" + "---|" * (4 + len(NAMES) + len(extra)))
+    names = (*NAMES, *(name for name in OF_TORSIONS if any(name in each for each in found)))
+    lines = ["| system | T | row | seeds | " + " | ".join((*names, *extra)) + " |"]
+    lines.append("|" + "---|" * (4 + len(names) + len(extra)))
     order = ["floor", *(name for row in ROWS for name in (row, f"{row}, true energy"))]
     keys = {(each["system"], each["temperature"], each["row"]) for each in found}
     for key in sorted(keys, key=lambda key: (key[0], -key[1], order.index(key[2]))):
         rows = [each for each in found if (each["system"], each["temperature"], each["row"]) == key]
         cells = []
-        for name in (*NAMES, *extra):
+        for name in (*names, *extra):
             values = np.asarray([each[name] for each in rows if name in each], np.float64)
             if values.size == 0:
                 cells.append("-")

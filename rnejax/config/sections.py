@@ -358,6 +358,8 @@ class ReferenceRun(Run):
     """of the integrator, before it is tuned; in units of length"""
     target_acceptance: Annotated[Real, Field(gt=0, lt=1)] = 0.8
     """where tuning aims"""
+    batch_size: PositiveInt | None = None
+    """configurations that move at a time; all by default, a few where a CPU's cache is small"""
 
 
 # ---------------------------------------------------------------------------------------------------------------- train

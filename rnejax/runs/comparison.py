@@ -40,17 +40,17 @@ class Comparison:
 
     def record(self, folder: RunFolder, target: Any, result: rj.control.Steered) -> None:
         """Metrics of the particles by their weights, and of the same ones weighed for the true energy; pictures."""
-        from ..systems.metrics import of_one_hand
+        from ..systems.metrics import standard_form
 
         log_weights = _pooled(result)
-        x = of_one_hand(self.system, np.asarray(result.particles).reshape(len(log_weights), *self.system.shape))
+        x = standard_form(self.system, np.asarray(result.particles).reshape(len(log_weights), *self.system.shape))
         energy = self._energies(x)
         folder.record(infinite_energies=int(np.sum(~np.isfinite(energy))))
         found = {"target": log_weights}
         self._measure(folder, "against_reference", x, energy, log_weights)
         if self.reweight and not getattr(target, "rewards", ()):
             # Of a mirror image, the energy that it has once it is turned back: a bias may tell the two apart.
-            turned = getattr(self.system, "to_l_form", lambda x: x)
+            turned = getattr(self.system, "standard_form", lambda x: x)
             again = rj.reweight(result, target, lambda x: -self.system.energy(turned(x)) / self.thermal_energy)
             new = _pooled(again)
             estimate, error = rj.smc.log_normalizer_with_error(again)
@@ -68,9 +68,9 @@ class Comparison:
 
     def record_uncorrected(self, folder: RunFolder, x: np.ndarray) -> None:
         """The same metrics of particles without weights."""
-        from ..systems.metrics import of_one_hand
+        from ..systems.metrics import standard_form
 
-        x = of_one_hand(self.system, x)
+        x = standard_form(self.system, x)
         self._measure(folder, "uncorrected_against_reference", x, self._energies(x), None)
 
     def _energies(self, x: np.ndarray) -> np.ndarray:

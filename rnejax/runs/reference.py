@@ -47,6 +47,7 @@ def run(config: ReferenceRun, output: Output) -> None:
                 integration_steps=config.integration_steps,
                 step_size=config.step_size,
                 target_acceptance=config.target_acceptance,
+                batch_size=config.batch_size,
             )
             sets.append(jax.device_get(made))
             folder.record(**{f"set_{number}": diagnostics(system, sets[-1])})

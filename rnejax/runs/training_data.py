@@ -141,12 +141,12 @@ class Molecules:
 
     def draw(self, folder: RunFolder, model: rj.DiffusionModel, times: np.ndarray, n: int, key: jax.Array) -> None:
         """Samples against the second reference set: every metric, energies and distances."""
-        from ..systems.metrics import compare, energies, of_one_hand, pair_distances
+        from ..systems.metrics import compare, energies, standard_form, pair_distances
 
         samples = rj.sample(key, model, times, num_samples=n)
         x = np.asarray(samples.x)
         folder.arrays("samples.npz", x=x, log_density=samples.log_density)
-        x = of_one_hand(self.system, x)
+        x = standard_form(self.system, x)
         energy = energies(self.system, x)
         folder.record(samples_against_reference=compare(self.system, x, self.reference, energy=energy))
         reference = energies(self.system, self.reference)

@@ -106,6 +106,32 @@ class AlanineDipeptide:
         volume = jnp.dot(nitrogen - centre, jnp.cross(carbonyl - centre, methyl - centre))
         return x * jnp.where(volume < 0, jnp.asarray([1.0, 1.0, -1.0], x.dtype), 1.0)
 
+    @cached_property
+    def methyl_groups(self) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+        """The carbon and the three hydrogens of each methyl group."""
+        bonds = np.asarray(self.parameters["bond_atoms"])
+        groups = []
+        for kind in sorted({kind for kind in self.kinds if self.kinds.count(kind) == 3}):
+            hydrogens = np.flatnonzero(np.asarray(self.kinds) == kind)
+            bond = next(bond for bond in bonds if hydrogens[0] in bond)
+            groups.append((bond[bond != hydrogens[0]][0], hydrogens))
+        return tuple(groups)
+
+    def standard_form(self, x: Array) -> Array:
+        """One configuration (22, 3) among all that no network of distances and alike hydrogens can tell apart.
+
+        That is the L form, with the hydrogens of every methyl group named in the sense of OpenMM's configuration. They
+        keep that sense in any simulation, for turning it takes breaking a bond, while a model has both.
+        """
+        x = self.to_l_form(x)
+        initial = np.asarray(self.parameters["initial_positions"])
+        for carbon, hydrogens in self.methyl_groups:
+            sense = jnp.linalg.det(x[hydrogens] - x[carbon])
+            expected = np.linalg.det(initial[hydrogens] - initial[carbon])
+            other = hydrogens[[0, 2, 1]]
+            x = x.at[hydrogens].set(jnp.where(sense * np.sign(expected) < 0, x[other], x[hydrogens]))
+        return x
+
     def energy(self, x: Array) -> Array:
         """Of one configuration (22, 3) in nm, in kJ/mol.
 

@@ -180,14 +180,43 @@ def jensen_shannon(p: Any, q: Any) -> float:
     return float(jensenshannon(np.asarray(p).ravel(), np.asarray(q).ravel()) ** 2)
 
 
-def of_one_hand(system: Any, x: Any) -> np.ndarray:
-    """Configurations with mirror images of the wrong hand turned back, where the system has a hand (``to_l_form``).
+def torsion_free_energy(angles: Any, bins: int = 36, weights: Any = None, resolution: float = 2.5e-4) -> np.ndarray:
+    """-log of the share of every bin of an angle in (-pi, pi], in kT, zero at the lowest: (bins,).
 
-    A network of distances generates both, alike; what depends on the hand, such as a torsion, is to be read after this.
+    ``resolution`` is added to all shares, half a sample of 2,000 by default: what is rarer cannot be told from what
+    never happened, and both get the same finite number, in any two sets that are compared.
     """
-    if not hasattr(system, "to_l_form"):
+    angles = np.asarray(angles, np.float64).ravel()
+    shares = histogram(angles, -np.pi, np.pi, bins, weights).shares
+    if shares[0] + shares[-1] > 0:
+        raise ValueError("angles must lie in [-pi, pi]")
+    free_energy = -np.log(shares[1:-1] + resolution)
+    return np.asarray(free_energy - free_energy.min())
+
+
+def torsion_free_energy_error(angles: Any, reference: Any, weights: Any = None, bins: int = 36) -> float:
+    """How far two free energies along an angle differ, in kT, up to the constant that neither has.
+
+    The root of the mean square over angles drawn from either set alike: a difference counts where one of them is.
+    """
+    ours = torsion_free_energy(angles, bins, weights)
+    theirs = torsion_free_energy(reference, bins)
+    shares = 0.5 * (
+        histogram(angles, -np.pi, np.pi, bins, weights).shares + histogram(reference, -np.pi, np.pi, bins).shares
+    )
+    difference, shares = ours - theirs, shares[1:-1]
+    return float(np.sqrt(shares @ (difference - shares @ difference) ** 2))
+
+
+def standard_form(system: Any, x: Any) -> np.ndarray:
+    """One configuration for all that differ by a symmetry of the energy, where the system has a ``standard_form``.
+
+    A network of distances that takes some atoms for alike generates mirror images and exchanged atoms, all with the same
+    density; what depends on the hand or on names, such as a torsion, is to be read after this.
+    """
+    if not hasattr(system, "standard_form"):
         return np.asarray(x)
-    return np.asarray(jax.lax.map(system.to_l_form, jnp.asarray(x), batch_size=1000))
+    return np.asarray(jax.lax.map(system.standard_form, jnp.asarray(x), batch_size=1000))
 
 
 def energies(system: Any, x: Any, batch_size: int = 1000) -> np.ndarray:
@@ -204,6 +233,7 @@ def compare(
     energy: Any = None,
     reference_energy: Any = None,
     bins: int = 100,
+    most_aligned: int = 2000,
 ) -> dict[str, float]:
     """All metrics of energies and, of particles, of their distances at once.
 
@@ -215,7 +245,9 @@ def compare(
 
     Returns:
       energy_w1, energy_w2 (units of energy), distance_w2 (of length), energy_tvd, distance_tvd (shares), distance_mmd;
-      and the shares of samples, by weight, of ``infinite`` energy, and ``outside`` the reference's range of energies.
+      the shares of samples, by weight, of ``infinite`` energy, and ``outside`` the reference's range of energies; of
+      molecules with torsions also aligned_w2 (units of length, of at most ``most_aligned`` of either set, the samples
+      resampled by weight), phi_free_energy (kT), and ramachandran_js (nats), of configurations in `standard_form`.
     """
     weights = weights_of(log_weights, len(x))
     energy = energies(system, x) if energy is None else np.asarray(energy)
@@ -232,4 +264,16 @@ def compare(
         found["distance_w2"] = distance_wasserstein(x, reference, weights)
         found["distance_tvd"] = distance_total_variation(x, reference, bins, weights)
         found["distance_mmd"] = distance_mmd(x, reference, weights)
+    if hasattr(system, "torsions"):
+        # Above 1,000 K an atom's four bonds turn inside out now and then, in references too.
+        x, reference = (standard_form(system, each) for each in (x, reference))
+        angles, theirs = (np.asarray(jax.lax.map(system.torsions, each, batch_size=1000)) for each in (x, reference))
+        found["phi_free_energy"] = torsion_free_energy_error(angles[:, 0], theirs[:, 0], weights)
+        plots = torsion_histogram(angles, weights=weights), torsion_histogram(theirs)
+        found["ramachandran_js"] = jensen_shannon(*plots)
+        # Optimal transport takes the square of the number of samples; of weighted ones, equal ones by their quantiles.
+        count = min(most_aligned, len(x))
+        chosen = np.minimum(np.searchsorted(np.cumsum(weights), (np.arange(count) + 0.5) / count), len(x) - 1)
+        others = np.unique(np.linspace(0, len(reference) - 1, min(most_aligned, len(reference))).astype(int))
+        found["aligned_w2"] = aligned_wasserstein(np.asarray(x)[chosen], np.asarray(reference)[others])
     return found

@@ -9,8 +9,10 @@ import pytest
 
 from rnejax.systems import AlanineDipeptide
 from rnejax.systems.alanine_dipeptide import dihedral
+from rnejax.systems.metrics import align
 
 SYSTEM = AlanineDipeptide()
+HEAVY = [i for i, element in enumerate(SYSTEM.parameters["atom_elements"]) if element != "H"]
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +114,32 @@ def test_mirror_images_become_the_l_form_and_the_l_form_stays(frames):
     torsions = jax.vmap(SYSTEM.torsions)
     np.testing.assert_allclose(torsions(mirrored), -torsions(x), atol=1e-4)
     np.testing.assert_allclose(torsions(jax.vmap(SYSTEM.to_l_form)(mirrored)), torsions(x), atol=1e-4)
+
+
+def test_every_relabelled_mirror_image_comes_back_to_one_standard_form(frames):
+    """All sixteen: the mirror, and two hydrogens exchanged in each of three methyl groups. Energies stay."""
+    x = np.asarray(frames["positions"], np.float32).reshape(-1, 22, 3)[::60]
+    np.testing.assert_array_equal(jax.vmap(SYSTEM.standard_form)(x), x)
+    for mirrored in (False, True):
+        for exchanged in np.ndindex(2, 2, 2):
+            order = np.arange(22)
+            for swap, (_, hydrogens) in zip(exchanged, SYSTEM.methyl_groups, strict=True):
+                order[hydrogens] = hydrogens[[1, 0, 2]] if swap else hydrogens
+            found = np.asarray(jax.vmap(SYSTEM.standard_form)(x[:, order] * np.where(mirrored, [1, -1, 1], 1)))
+            # The same molecule but for turns of methyl groups by a third, which any simulation makes.
+            for one, other in zip(found, x, strict=True):
+                turned = align(one[None, HEAVY], other[HEAVY])[0]
+                np.testing.assert_allclose(turned, other[HEAVY] - other[HEAVY].mean(0), atol=1e-5)
+                for carbon, hydrogens in SYSTEM.methyl_groups:
+                    senses = [np.linalg.det(each[hydrogens] - each[carbon]) for each in (one, other)]
+                    assert senses[0] * senses[1] > 0
+
+
+def test_methyl_groups_are_three_hydrogens_on_a_carbon():
+    names = SYSTEM.atom_names
+    found = {names[carbon]: [names[h] for h in hydrogens] for carbon, hydrogens in SYSTEM.methyl_groups}
+    assert found == {
+        "ACE:CH3": ["ACE:H1", "ACE:H2", "ACE:H3"],
+        "ALA:CB": ["ALA:HB1", "ALA:HB2", "ALA:HB3"],
+        "NME:C": ["NME:H1", "NME:H2", "NME:H3"],
+    }

@@ -1,9 +1,11 @@
 """Metrics between samples of molecules, on sets whose distance is known."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from rnejax.systems import LennardJones, MullerBrown, metrics
+from rnejax.systems import AlanineDipeptide, LennardJones, MullerBrown, metrics
 
 RNG = np.random.default_rng(0)
 
@@ -99,6 +101,58 @@ def test_jensen_shannon_is_between_nothing_and_log_two():
     middle = (p + q) / 2
     expected = 0.5 * (p @ np.log(p / middle) + q @ np.log(q / middle))
     np.testing.assert_allclose(metrics.jensen_shannon(p, q), expected)
+
+
+def test_the_free_energy_along_a_torsion_is_that_of_its_law():
+    """Of a von Mises law: -cos(angle) kappa up to a constant, bin by bin."""
+    kappa, n = 1.0, 200_000
+    angles = np.random.default_rng(3).vonmises(0.0, kappa, n)
+    found = metrics.torsion_free_energy(angles)
+    centres = -np.pi + 2 * np.pi * (np.arange(36) + 0.5) / 36
+    expected = -kappa * np.cos(centres)
+    # The rarest bin holds 0.8 %, so its logarithm has a standard error of 0.025 and is moved by 0.03 by the resolution.
+    np.testing.assert_allclose(found, expected - expected.min(), atol=5 * 0.025 + 0.03)
+    assert found.min() == 0
+
+
+def test_free_energies_along_a_torsion_differ_by_what_one_side_was_lowered():
+    """Half of the circle made e times as likely as the other: +1/2 and -1/2 about the mean, in the middle of both."""
+    even = np.linspace(-np.pi, np.pi, 72_000, endpoint=False) + 1e-5
+    weights = np.where(even > 0, np.e, 1.0)
+    weights /= weights.sum()
+    share = 0.5 * (0.5 + np.e / (1 + np.e))  # of the favoured half, over both sets alike
+    expected = np.sqrt(share * (1 - share))
+    np.testing.assert_allclose(metrics.torsion_free_energy_error(even, even, weights), expected, rtol=0.02)
+    assert metrics.torsion_free_energy_error(even, even) == 0
+    copies = np.concatenate([even, even[even > 0]])
+    doubled = np.where(even > 0, 2.0, 1.0) / (1.5 * len(even))
+    np.testing.assert_allclose(
+        metrics.torsion_free_energy_error(even, even, doubled), metrics.torsion_free_energy_error(copies, even)
+    )
+
+
+def test_what_never_happened_has_the_free_energy_of_what_is_too_rare_to_tell():
+    found = metrics.torsion_free_energy(np.full(2000, 0.1))
+    np.testing.assert_allclose(found.max(), np.log((1 + 2.5e-4) / 2.5e-4))
+    with pytest.raises(ValueError, match=r"angles must lie in \[-pi, pi\]"):
+        metrics.torsion_free_energy([3.5])
+
+
+def test_a_molecule_is_compared_in_its_standard_form_and_by_weight():
+    with np.load(Path(__file__).parent / "alanine_dipeptide_frames.npz") as arrays:
+        cold, hot = arrays["positions"][0][:40].astype(np.float32), arrays["positions"][-1][:40].astype(np.float32)
+    system = AlanineDipeptide()
+    mirrored = cold[:, [2, 1, 0, *range(3, 22)]] * np.float32([1, 1, -1])
+    names = ("aligned_w2", "phi_free_energy", "ramachandran_js")
+    found = metrics.compare(system, mirrored, cold)
+    assert found["phi_free_energy"] == pytest.approx(0, abs=1e-5)
+    assert found["ramachandran_js"] == pytest.approx(0, abs=1e-5)
+    # All weight on the cold half: as if the other half were not there.
+    both = np.concatenate([hot, cold])
+    log_weights = np.repeat([-np.inf, 0.0], 40)
+    by_weight = metrics.compare(system, both, cold, log_weights)
+    assert all(by_weight[name] == pytest.approx(0, abs=1e-5) for name in names)
+    assert metrics.compare(system, hot, cold)["aligned_w2"] > 0.05
 
 
 def test_everything_at_once_for_a_cluster_and_for_a_surface():
