@@ -141,7 +141,7 @@ class Molecules:
 
     def draw(self, folder: RunFolder, model: rj.DiffusionModel, times: np.ndarray, n: int, key: jax.Array) -> None:
         """Samples against the second reference set: every metric, energies and distances."""
-        from ..systems.metrics import compare, energies, standard_form, pair_distances
+        from ..systems.metrics import compare, energies, pair_distances, standard_form
 
         samples = rj.sample(key, model, times, num_samples=n)
         x = np.asarray(samples.x)

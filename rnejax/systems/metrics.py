@@ -211,7 +211,7 @@ def torsion_free_energy_error(angles: Any, reference: Any, weights: Any = None, 
 def standard_form(system: Any, x: Any) -> np.ndarray:
     """One configuration for all that differ by a symmetry of the energy, where the system has a ``standard_form``.
 
-    A network of distances that takes some atoms for alike generates mirror images and exchanged atoms, all with the same
+    A network of distances that takes some atoms for alike generates mirror images and exchanged atoms, all with one
     density; what depends on the hand or on names, such as a torsion, is to be read after this.
     """
     if not hasattr(system, "standard_form"):
