@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="rows of other seeds are kept")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
     options = parser.parse_args()
@@ -83,9 +84,10 @@ def main() -> None:
     def measure(problem: str, loss: str, seed: int) -> Row:
         return train(PROBLEMS[problem], LOSSES[loss], seed, options.steps)
 
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     settings = {"steps": options.steps, "jax": jax.__version__}
     path = options.output / "energy_training.json"
-    collect(path, settings, options.problems, options.losses, options.seeds, measure, table)
+    collect(path, settings, options.problems, options.losses, seeds, measure, table)
 
 
 if __name__ == "__main__":

@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--losses", nargs="+", default=list(LOSSES), choices=list(LOSSES))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0, help="rows of other seeds are kept")
     parser.add_argument("--steps", type=int, help="of training, instead of each problem's own")
     parser.add_argument("--particles", type=int, default=4000)
     parser.add_argument("--simulation-steps", type=int, default=5000)
@@ -165,10 +166,9 @@ def main() -> None:
     def measured(problem: str, loss: str, seed: int) -> Row:
         return measure(problem, loss, seed, options.steps, options.particles, options.simulation_steps)
 
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     settings = {name: getattr(options, name) for name in ("steps", "particles", "simulation_steps")}
-    collect(
-        options.output / "langevin.json", settings, options.problems, options.losses, options.seeds, measured, table
-    )
+    collect(options.output / "langevin.json", settings, options.problems, options.losses, seeds, measured, table)
 
 
 if __name__ == "__main__":

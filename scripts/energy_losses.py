@@ -26,14 +26,14 @@ def collect(
     settings: dict[str, Any],
     problems: Iterable[str],
     losses: Iterable[str],
-    seeds: int,
+    seeds: Iterable[int],
     measure: Callable[[str, str, int], Row],
     table: Callable[[list[Row]], str],
 ) -> None:
     """Measure every problem, seed and loss; each row is kept in ``path`` (JSON) and its table (.md) as it comes."""
     rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
     for problem in problems:
-        for seed in range(seeds):
+        for seed in seeds:
             for loss in losses:
                 key = {"problem": problem, "loss": loss, "seed": seed}
                 row = key | {"weights": LOSSES[loss]} | measure(problem, loss, seed)

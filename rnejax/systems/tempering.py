@@ -103,7 +103,7 @@ def parallel_tempering(
       step_size: where tuning starts.
       target_acceptance: where tuning aims.
       batch_size: configurations that move at a time; all by default. On a CPU, where those of a few fit into the cache
-        and those of all do not, 16 took two thirds of the time (alanine dipeptide). Not a number depends on it.
+        and those of all do not, 16 took two thirds of the time (alanine dipeptide). Numbers change by rounding only.
       progress: a bar; by default on a terminal only.
 
     Raises:

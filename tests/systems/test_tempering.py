@@ -78,6 +78,18 @@ def test_springs_have_the_energy_of_four_degrees_of_freedom_at_every_temperature
     assert np.all(np.abs(reference.swap_rate - expected) < 4 * 0.5 / np.sqrt(16 * 400))
 
 
+def test_moving_some_at_a_time_changes_rounding_only():
+    """In double precision, where rounding has no time to grow: 12 configurations, all at once and five at a time."""
+    settings = SETTINGS | {"num_chains": 4, "num_samples": 3, "burn_in": 20, "rounds_between": 2}
+    with jax.enable_x64(True):
+        at_once, in_parts = (
+            parallel_tempering(KEY, Springs(), [4.0, 2.0, 1.0], jnp.ones((3, 2)), batch_size=size, **settings)
+            for size in (None, 5)
+        )
+        np.testing.assert_allclose(in_parts.x, at_once.x, atol=1e-9)
+    assert np.unique(at_once.energy).size > 20
+
+
 def test_a_run_that_never_met_is_told():
     # Chains that stay in one of two wells each: their energies tell them apart.
     energy = jax.random.normal(KEY, (1, 8, 200)) + jnp.where(jnp.arange(8) < 4, 0.0, 1.0)[:, None]
@@ -103,6 +115,7 @@ def test_quenching_ends_in_a_minimum():
         ({"num_chains": 3}, "must be even"),
         ({"burn_in": 0}, "burn_in must be at least 1"),
         ({"num_samples": 2.5}, "num_samples must be an integer"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
 def test_bad_arguments_are_named(wrong, words):
