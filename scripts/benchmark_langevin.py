@@ -158,8 +158,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0, help="rows of other seeds are kept")
     parser.add_argument("--steps", type=int, help="of training, instead of each problem's own")
-    parser.add_argument("--particles", type=int, default=4000)
-    parser.add_argument("--simulation-steps", type=int, default=5000)
+    parser.add_argument("--particles", type=int, default=2000)
+    parser.add_argument("--simulation-steps", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
     options = parser.parse_args()
 

@@ -174,17 +174,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
     options = parser.parse_args()
     path = options.output / "molecules.json"
-    kept = json.loads(path.read_text())["rows"] if path.exists() else []
     same = ("system", "temperature", "row", "seed", "particles", "steps")
     for name in options.systems:
         for row in measure(name, options.rows, options):
             print(json.dumps(row), flush=True)
+            # Read anew: another run may have added rows meanwhile.
+            kept = json.loads(path.read_text())["rows"] if path.exists() else []
             kept = [each for each in kept if any(each[key] != row[key] for key in same)] + [row]
             settings = {"jax": jax.__version__}
             options.output.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({"settings": settings, "rows": kept}, indent=1) + "\n")
             (options.output / "molecules.md").write_text(table(kept))
-    print(table(kept))
+    print(table(json.loads(path.read_text())["rows"]))
 
 
 if __name__ == "__main__":
