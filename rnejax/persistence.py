@@ -45,6 +45,19 @@ def num_classes(name_or_path: str | os.PathLike[str]) -> int | None:
     return number
 
 
+def trained_on(name_or_path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The system that a stored model was trained on, as a configuration; None where its file does not say.
+
+    Its ``biases`` are left out: models of differently biased potentials belong to one molecule.
+    """
+    try:
+        settings = _header(_find(name_or_path)).get("settings")
+        system = settings["data"]["system"] if isinstance(settings, dict) else None
+    except (FileNotFoundError, KeyError, TypeError):
+        return None
+    return None if system is None else {name: value for name, value in system.items() if name != "biases"}
+
+
 def save_model(
     path: str | os.PathLike[str],
     model: DiffusionModel,

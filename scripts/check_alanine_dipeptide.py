@@ -1,6 +1,6 @@
 """Energies and forces of alanine dipeptide against OpenMM's, on frames of OpenMM's own dynamics.
 
-    pip install openmm openmmtools
+    pip install '.[openmm]'
     python scripts/check_alanine_dipeptide.py
 
 1,000 frames, 0.2 ps apart, at each of 300, 800 and 1,200 K, from Langevin dynamics with a step of 1 fs. Every twelfth
@@ -11,9 +11,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import openmm
-from openmm import unit
-from openmmtools.testsystems import AlanineDipeptideImplicit
+
+try:
+    import openmm
+    from openmm import unit
+    from openmmtools.testsystems import AlanineDipeptideImplicit
+except ImportError as error:
+    raise SystemExit(
+        f"{error}: OpenMM is needed to compare energies and forces with, and for nothing else; pip install '.[openmm]'"
+    ) from None
 
 from rnejax.systems import AlanineDipeptide
 

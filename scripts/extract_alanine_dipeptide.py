@@ -1,6 +1,6 @@
 """The parameters of alanine dipeptide, from OpenMM's system into rnejax/systems/data/alanine_dipeptide.json.
 
-    pip install openmm openmmtools
+    pip install '.[openmm]'
     python scripts/extract_alanine_dipeptide.py
 
 Run once, with the versions that the file names; nothing at run time needs OpenMM. Refuses a system that is put together
@@ -12,9 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import openmm
-from openmm import unit
-from openmmtools.testsystems import AlanineDipeptideImplicit
+
+try:
+    import openmm
+    from openmm import unit
+    from openmmtools.testsystems import AlanineDipeptideImplicit
+except ImportError as error:
+    raise SystemExit(
+        f"{error}: OpenMM is needed to read its test system's parameters, and for nothing else; pip install '.[openmm]'"
+    ) from None
 
 TARGET = Path(__file__).parents[1] / "rnejax" / "systems" / "data" / "alanine_dipeptide.json"
 # What the solvent's energy is made of, as OpenMM's custom force writes it, without the constants that follow.

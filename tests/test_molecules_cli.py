@@ -11,6 +11,7 @@ from rnejax.cli import main
 from rnejax.systems.references import load_reference
 
 SYSTEM = {"kind": "lennard_jones", "num_particles": 3, "dimension": 2}
+SPRING = {"kind": "distance", "atoms": [0, 1], "stiffness": 5.0, "centre": 1.0}
 REFERENCE = {
     "system": SYSTEM,
     "temperatures": [1.0, 1.5, 2.0],
@@ -215,7 +216,12 @@ def test_particles_are_held_against_the_reference_and_the_true_energy(reference,
         ({"temperature": 0}, "molecule.temperature"),
         ({"temperature": 1.5}, "no samples at temperature 1.5"),
         ({"system": {"kind": "double_well"}}, r"configurations of shape \(4, 2\), the model states of shape \(3, 2\)"),
-        ({"system": SYSTEM | {"strength": 1.0}}, "holds samples of .*, not of"),
+        ({"system": SYSTEM | {"strength": 1.0}}, "'strength': 1.0.*, but model = .* was trained on .*'strength': 2.0"),
+        ({"system": SYSTEM | {"biases": [SPRING]}}, "holds samples of .*, not of"),
+        (
+            {"system": {"kind": "double_well", "num_particles": 3, "dimension": 2}, "reference": None},
+            "molecule.system is .*double_well.*, but model = .* was trained on .*lennard_jones",
+        ),
     ],
 )
 def test_another_molecule_is_refused_before_anything_is_written(
@@ -232,7 +238,7 @@ def test_another_molecule_is_refused_before_anything_is_written(
 
 def test_models_of_biased_potentials_are_multiplied(reference, tmp_path, capsys):
     """p_biased^1 p_unbiased^1 of two models in one unit of length; of another unit it is refused."""
-    biased = SYSTEM | {"biases": [{"kind": "distance", "atoms": [0, 1], "stiffness": 5.0, "centre": 1.0}]}
+    biased = SYSTEM | {"biases": [SPRING]}
     made = tmp_path / "reference"
     tree = REFERENCE | {"system": biased, "temperatures": [2.0], "keep": None, "num_samples": 10, "burn_in": 20}
     assert main(["reference", write(tmp_path, tree, "r.yaml"), "--output", str(made)]) == 0

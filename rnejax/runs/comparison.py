@@ -12,18 +12,19 @@ import rnejax as rj
 
 from .. import plot
 from ..config import ConfigError, MoleculeComparison
+from ..persistence import trained_on
 from .build import build_system, load_reference_of
 from .folder import RunFolder, require_molecules
 
 
 class Comparison:
-    """The system, its temperature, and the last of its reference sets.
+    """The system, its temperature, and the last of its reference sets; ``name`` is that of the model.
 
     Raises:
       ConfigError: for a system that is not the model's, reference samples that are not there, or a missing package.
     """
 
-    def __init__(self, config: MoleculeComparison, model: rj.DiffusionModel):
+    def __init__(self, config: MoleculeComparison, model: rj.DiffusionModel, name: str):
         require_molecules()
         self.system = build_system(config.system)
         self.reweight = config.reweight
@@ -32,6 +33,9 @@ class Comparison:
                 f"molecule.system = {config.system.kind} has configurations of shape {self.system.shape}, the model "
                 f"states of shape {model.shape}"
             )
+        named, trained = config.system.model_dump(mode="json", exclude={"biases"}), trained_on(name)
+        if trained is not None and trained != named:
+            raise ConfigError(f"molecule.system is {named}, but model = {name} was trained on {trained}")
         self.thermal_energy = self.system.thermal_energy(config.temperature)
         self.reference = None
         if config.reference is not None:

@@ -39,7 +39,7 @@ def run(config: SteerRun, output: Output) -> None:
     if config.judge is None and config.judge_label is not None:
         raise ConfigError(f"judge_label = {config.judge_label}, but judge is null: there is nobody to see it")
     judge = None if config.judge is None else load_classifier(config.judge)
-    comparison = None if config.molecule is None else Comparison(config.molecule, model)
+    comparison = None if config.molecule is None else Comparison(config.molecule, model, config.model)
     require_pictures()
     folder = output.open()
     key, key_uncorrected, key_sheet = jax.random.split(jax.random.key(config.seed), 3)
