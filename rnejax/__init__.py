@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from . import control, covariance, increments, kernels, processes, smc, transforms
-from .calibration import calibrate
+from .calibration import calibrate, calibrate_elastic_network
 from .control import guide, observe, product, reweight, steer, temper, tilt
 from .density import log_density, sample
 from .increments import increment
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DiffusionModel",
     "calibrate",
+    "calibrate_elastic_network",
     "control",
     "covariance",
     "guide",

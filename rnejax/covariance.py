@@ -14,6 +14,8 @@ analytic     E|x_0 - D|^2 / d times I, tabulated (``rnejax.calibrate``)    1
 hutchinson   (sigma^2/alpha) tr(dD/dx) / d times I, one Rademacher probe   1 and a JVP
 diagonal     the diagonal of (sigma^2/alpha) dD/dx                         1 and d JVPs
 full         all of it, symmetrised and made positive semi-definite        1 and d JVPs
+elastic      of particles: that of springs between them, tabulated         1
+             (``rnejax.calibrate_elastic_network``)
 =========== ============================================================ ====================
 
 Where alpha_t = 0 the Jacobian of the denoiser says nothing about its covariance (D does not depend on x_t there). The
@@ -174,6 +176,84 @@ class Full:
         return Evaluation(excess, jnp.maximum(spread, -level.reference_posterior_variance), basis)
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["log_snr", "stiffness", "confinement", "knots", "classes", "softest"],
+    meta_fields=["euler"],
+)
+@dataclass(frozen=True)
+class ElasticNetwork:
+    r"""That of springs between particles, tabulated over log-SNR. Built by ``rnejax.calibrate_elastic_network``.
+
+    What is known of x_0 under noise that is large against a bond and small against a torsion is far from isotropic:
+    along the bond nothing is uncertain, across it everything is. ``full`` knows that, for one derivative per coordinate
+    and step. Here it is that of an elastic network (Atilgan et al. 2001) around the denoised configuration D(x_t, t),
+
+        Cov[x_0 | x_t]^{-1} = (alpha^2 / sigma^2 + c) I
+                              + sum_{i<j} (e_i - e_j)(e_i - e_j)^T (x) [a_ij u u^T + b_ij (I - u u^T)]
+
+    with u the direction of D_i - D_j, and a_ij, b_ij functions of its length, piecewise linear, one for each pair of
+    kinds of particles, at each noise level. Precisions of springs add up, however stiff they are; covariances do not.
+
+    A step costs one evaluation, and one eigendecomposition per particle, but no derivative.
+
+    Attributes:
+      log_snr: increasing, (k,); between them all else is interpolated linearly, and constant outside.
+      stiffness: (k, 2, classes, knots): a and b of every class of pairs where its distance is at a knot.
+      confinement: c, (k,).
+      knots: distances in the network's coordinates, increasing, (classes, knots); a and b are constant outside.
+      classes: of every pair, integers (n, n), symmetric.
+      softest: the smallest precision that is believed, as a share of alpha^2 / sigma^2.
+    """
+
+    log_snr: Array
+    stiffness: Array
+    confinement: Array
+    knots: Array
+    classes: Array
+    softest: float | Array = 0.25
+    euler: bool = False
+
+    def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
+        excess = excess_fn(x)
+        stiffness, confinement = (
+            _interpolate(level.log_snr, self.log_snr, table) for table in (self.stiffness, self.confinement)
+        )
+
+        def one(clean: Array) -> tuple[Array, Array]:
+            precision, basis = self.spectrum(clean, confinement, stiffness, level, subspace)
+            return 1 / precision - level.reference_posterior_variance, basis
+
+        spread, basis = jax.vmap(one)(level.denoised(x, excess))
+        return Evaluation(excess, spread, basis)
+
+    def spectrum(
+        self, clean: Array, confinement: Array, stiffness: Array, level: NoiseLevel, subspace: Subspace
+    ) -> tuple[Array, Array]:
+        """Eigenvalues and eigenvectors of the precision of x_0 around one denoised configuration.
+
+        Off the subspace nothing moves: the precision there is that of the reference, so that nothing is added to it.
+        """
+        unit = jnp.eye(clean.size, dtype=clean.dtype)
+        signal = level.alpha**2 / level.sigma**2
+        on = jax.vmap(lambda row: subspace.project(row.reshape(clean.shape)).reshape(-1))(unit)
+        precision = on @ (self.springs(clean, stiffness) + (signal + confinement) * unit) @ on
+        precision = precision + (unit - on) / level.reference_posterior_variance
+        values, basis = jnp.linalg.eigh(0.5 * (precision + precision.T))
+        return jnp.maximum(values, self.softest * signal), basis
+
+    def springs(self, clean: Array, stiffness: Array) -> Array:
+        """The precision of the springs around one configuration (n, space), as a matrix (n space, n space)."""
+        n, space = clean.shape
+        direction, shares = pair_directions(clean, self.knots, self.classes)
+        along, across = jnp.einsum("ijk,aijk->aij", shares, stiffness[:, self.classes])
+        blocks = across[..., None, None] * jnp.eye(space, dtype=clean.dtype)
+        blocks += (along - across)[..., None, None] * direction[..., :, None] * direction[..., None, :]
+        blocks = blocks * (1 - jnp.eye(n, dtype=clean.dtype))[..., None, None]
+        own = jnp.eye(n, dtype=clean.dtype)[:, :, None, None] * jnp.sum(blocks, axis=1)[:, None]
+        return jnp.swapaxes(own - blocks, 1, 2).reshape(n * space, n * space)
+
+
 CHOICES: dict[str, Covariance] = {
     "euler": Euler(),
     "reference": Reference(),
@@ -219,3 +299,29 @@ def _jacobian(excess_fn: ExcessFn, x: Array) -> tuple[Array, Array]:
     directions = jnp.eye(d, dtype=x.dtype).reshape(d, *x.shape[1:])
     columns = jax.lax.map(lambda e: jvp(jnp.broadcast_to(e, x.shape)).reshape(len(x), d), directions)
     return excess, jnp.moveaxis(columns, 0, -1)
+
+
+def _interpolate(at: Array, where: Array, table: Array) -> Array:
+    """Linear in the first axis of a table, constant outside."""
+    upper = jnp.clip(jnp.searchsorted(where, at), 1, max(len(where) - 1, 1))
+    lower = upper - 1
+    upper = jnp.minimum(upper, len(where) - 1)
+    width = jnp.where(upper > lower, where[upper] - where[lower], 1.0)
+    share = jnp.clip((at - where[lower]) / width, 0.0, 1.0).astype(table.dtype)
+    return (1 - share) * table[lower] + share * table[upper]
+
+
+def pair_directions(clean: Array, knots: Array, classes: Array) -> tuple[Array, Array]:
+    """Unit vectors of all pairs (n, n, space), and how much of each knot is in their distances (n, n, knots)."""
+    differences = clean[:, None] - clean[None]
+    distances = jnp.sqrt(jnp.sum(differences**2, axis=-1) + 1e-12)
+    direction = differences / distances[..., None]
+    own = knots[classes]
+    count = own.shape[-1]
+    if count == 1:
+        return direction, jnp.ones_like(own)
+    # Piecewise linear: a hat function at every knot, whose flanks are flat outside.
+    ones = jnp.ones_like(own[..., :1])
+    rising = jnp.clip((distances[..., None] - own[..., :-1]) / (own[..., 1:] - own[..., :-1]), 0.0, 1.0)
+    reached = jnp.concatenate([ones, rising], axis=-1)
+    return direction, reached - jnp.concatenate([rising, jnp.zeros_like(ones)], axis=-1)

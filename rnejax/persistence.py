@@ -23,6 +23,12 @@ from .transforms import Affine, Identity
 PROCESSES = ("Cosine", "DiscreteVariancePreserving", "RectifiedFlow", "VarianceExploding", "VariancePreserving")
 SUBSPACES: dict[str, Callable[..., Any]] = {"FullSpace": FullSpace, "CentreOfMassFree": CentreOfMassFree}
 
+# Covariances that are tables, and what they consist of.
+MEASURED = {
+    "Analytic": ("log_snr", "ratio"),
+    "ElasticNetwork": ("log_snr", "stiffness", "confinement", "knots", "classes", "softest"),
+}
+
 
 def shipped_models() -> list[str]:
     """Names that :func:`load_model` knows: the diffusion models that come with the package."""
@@ -90,7 +96,7 @@ def save_model(
         raise ValueError(f"noise_level must be one of {', '.join(NOISE_LEVELS)} to be saved, not a function")
     chosen = model.covariance
     kind = type(chosen).__name__
-    table = {"log_snr": chosen.log_snr, "ratio": chosen.ratio} if isinstance(chosen, covariances.Analytic) else {}
+    table = {name: jnp.asarray(getattr(chosen, name)) for name in MEASURED.get(kind, ())}
     if not table and covariances.CHOICES.get(kind.lower()) != model.covariance:
         raise ValueError(f"a covariance of type {kind} cannot be saved; use one of {', '.join(covariances.CHOICES)}")
     described = {
@@ -191,8 +197,10 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _covariance(kind: str, table: Mapping[str, Any] | None) -> covariances.Covariance:
-    if table:
-        return covariances.Analytic(jnp.asarray(table["log_snr"]), jnp.asarray(table["ratio"]))
+    for name in MEASURED:
+        if name.lower() == kind:
+            of_kind: covariances.Covariance = getattr(covariances, name)(**jax.tree.map(jnp.asarray, dict(table or {})))
+            return of_kind
     return covariances.get_covariance(kind)
 
 

@@ -35,11 +35,14 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=96)
     parser.add_argument("--paths", type=int, default=8)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--grid", default=None)
+    parser.add_argument("--covariance", default=None, help="of the reverse kernel; by default the calibrated one")
     options = parser.parse_args()
     model, reference = load(options.model), options.reference or options.model
+    model = model if options.covariance is None else model.with_covariance(options.covariance)
     system = load_reference(reference, options.start).system
     kT = system.thermal_energy(options.start)
-    times = rj.time_grid(model.process, options.steps)
+    times = rj.time_grid(model.process, options.steps, options.grid)
     scale = float(model.transform.scale)
     log_normalizer = None
     for temperature in (options.start, *options.temperatures):

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -127,6 +128,27 @@ def test_an_energy_is_trained_with_residuals_and_goes_on_from_where_it_was_stopp
     assert float(model.energy(np.ones((3, 2), np.float32), 0.5)) == float(
         rj.load_model(whole / "model.safetensors").energy(np.ones((3, 2), np.float32), 0.5)
     )
+
+
+def test_springs_are_calibrated_and_used_where_they_are_asked_for(reference, tmp_path, capsys):
+    from rnejax.covariance import Analytic, ElasticNetwork
+
+    out = tmp_path / "out"
+    tree = training(reference, network={"arguments": {"kinds": [0, 1, 1]}}, calibration="elastic_network")
+    tree["network"]["arguments"] = training(reference)["network"]["arguments"] | {"kinds": [0, 1, 1]}
+    path = write(tmp_path, tree | {"calibration_knots": 2}, "t.yaml")
+    assert main(["train", path, "--output", str(out)]) == 0
+    model = rj.load_model(out / "model.safetensors")
+    assert isinstance(model.covariance, ElasticNetwork)
+    assert model.covariance.stiffness.shape == (5, 2, 2, 2)  # times, a and b, classes, knots
+    assert json.loads((out / "metrics.json").read_text())["finished"]
+    assert isinstance(rj.calibrate(jax.random.key(0), model, [0.1, 0.5], np.zeros((2, 3, 2))).covariance, Analytic)
+    surface = {"system": {"kind": "muller_brown"}, "reference": "muller_brown", "temperature": 25}
+    mlp = {"name": "mlp", "arguments": {"shape": [2]}}
+    tree = training(reference, calibration="elastic_network") | {"data": surface, "network": mlp}
+    assert main(["train", write(tmp_path, tree, "m.yaml"), "--output", str(tmp_path / "no")]) == 2
+    assert "calibration = elastic_network is for particles, not for states of shape (2,)" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def test_frames_of_one_s_own_are_training_data_and_reference_too(tmp_path, reference):

@@ -496,6 +496,10 @@ class TrainRun(Run):
     """how it is fitted"""
     calibration_steps: PositiveInt = 100
     """times at which the covariance of the reverse kernel is tabulated, on validation examples"""
+    calibration: Literal["analytic", "elastic_network"] = "analytic"
+    """of the covariance: one number per time, or that of springs between particles"""
+    calibration_knots: PositiveInt = 12
+    """of the springs' functions of distance, for every pair of kinds of particles"""
     storage: Literal["float32", "bfloat16", "float16"] = "float32"
     """type of the stored weights"""
     num_samples: PositiveInt = 100

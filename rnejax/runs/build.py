@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnejax as rj
-from rnejax.covariance import Analytic
+from rnejax.covariance import Analytic, ElasticNetwork
 from rnejax.density import check_points
 from rnejax.persistence import num_classes
 
@@ -188,7 +188,7 @@ def build_target(model: rj.DiffusionModel, target: Any) -> Any:
             factors = [with_condition(model, condition) for condition in target.conditions]
             others = [load_named(name) for name in target.models]
             # A covariance that was measured belongs to its model; one that was asked for is that of all.
-            if not isinstance(model.covariance, Analytic):
+            if not isinstance(model.covariance, (Analytic, ElasticNetwork)):
                 others = [other.with_covariance(model.covariance) for other in others]
             factors += others
             return rj.product(factors, exponents=target.exponents)

@@ -56,6 +56,8 @@ def run(config: TrainRun, output: Output) -> None:
             f"and training.dropout = {settings.dropout} ({type(error).__name__}: {error}); "
             f"{'unet can' if config.data == 'digits' else 'egnn can, with its shape in network.arguments'}"
         ) from error
+    if config.calibration == "elastic_network" and len(data.shape) != 2:
+        raise ConfigError(f"calibration = elastic_network is for particles, not for states of shape {data.shape}")
     try:
         check_state(output.path, fingerprint(config))
     except ValueError as error:
@@ -98,7 +100,14 @@ def run(config: TrainRun, output: Output) -> None:
         batched=True,
     )
     held_out = jax.vmap(data.transform.to_data)(data.held_out[0])
-    model = rj.calibrate(key_calibrate, model, rj.time_grid(process, config.calibration_steps), data=held_out)
+    table = rj.time_grid(process, config.calibration_steps)
+    if config.calibration == "elastic_network":
+        kinds = config.network.arguments.get("kinds")
+        model = rj.calibrate_elastic_network(
+            key_calibrate, model, table, held_out, kinds=kinds, num_knots=config.calibration_knots
+        )
+    else:
+        model = rj.calibrate(key_calibrate, model, table, data=held_out)
     last = fitted.metrics[-1] if fitted.metrics else {}
     rj.save_model(
         folder.path / "model.safetensors",
