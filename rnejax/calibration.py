@@ -73,14 +73,18 @@ def calibrate_elastic_network(
     kinds: Sequence[int] | None = None,
     num_knots: int = 12,
     num_samples: int = 512,
-    num_iterations: int = 2,
     weakest: float = 1e-3,
-    ridge: float = 1e-6,
+    least: float = 1e-3,
+    tolerance: float = 1e-3,
 ) -> DiffusionModel:
     """The model with the covariance of an elastic network, :class:`rnejax.covariance.ElasticNetwork`.
 
-    Its numbers c, a and b solve a linear least-squares problem: with y = Cov[x_0 | x_t] v for random v, which one JVP
-    of the denoiser gives (Cov = (sigma^2 / alpha) dD/dx), the network's precision applied to y has to be v.
+    Its numbers c, a and b minimise the mean KL divergence of N(D, C) from N(D, C'), C the covariance of x_0 given x_t
+    that the denoiser's Jacobian says, C' that of the network: they maximise
+
+        E [log det(C'^{-1}) / 2 - v^T C'^{-1} C v / 2],    C v = (sigma^2 / alpha) (dD/dx) v,
+
+    which is concave in them; v is random, of independent signs, and C v takes one JVP.
 
     Args:
       key: a typed key.
@@ -90,11 +94,11 @@ def calibrate_elastic_network(
       kinds: the kind of each particle, integers; pairs of equal kinds share their springs. Default: all alike.
       num_knots: of the functions of distance of every class of pairs, at quantiles of the data's distances.
       num_samples: points used, each with one noise and one JVP at every time.
-      num_iterations: of the least squares; each weighs errors of the precision as errors of the covariance that the one
-        before has found.
       weakest: where the variance of x_0 is a smaller share of sigma^2 / alpha^2 than this, there are no springs, and
         the variance is that of :func:`rnejax.calibrate`: a network's Jacobian is a difference of large numbers there.
-      ridge: of the least squares, relative to the mean square of a feature.
+      least: share of the reference's variance that is added to all variances for the fit and taken off again, so that
+        what does not move has a spring of finite stiffness.
+      tolerance: nats per point by which the likelihood may still rise where the fit of a level ends.
 
     Costs about two evaluations per point and time, and a pilot run where there are no data.
 
@@ -107,67 +111,129 @@ def calibrate_elastic_network(
     times = check_times(model, times)
     num_samples, num_knots = check_count("num_samples", num_samples), check_count("num_knots", num_knots)
     classes = classes_of_pairs(model.shape, kinds)
-    key_pilot, key_noise, key_error = jax.random.split(key, 3)
+    key_pilot, key_noise, key_error, key_probe = jax.random.split(key, 4)
     x0 = clean_states(key_pilot, model, times, data, num_samples)[:num_samples]
     knots = _knots(np.asarray(x0), classes, num_knots)
-    network = ElasticNetwork(*(jnp.zeros(0),) * 3, jnp.asarray(knots, x0.dtype), jnp.asarray(classes))
+    network = ElasticNetwork(*(jnp.zeros(0),) * 3, jnp.asarray(knots, x0.dtype), jnp.asarray(classes), least)
     size = (2, len(knots), num_knots)
     log_snr, ratio = _analytic(key_error, model, x0, times)
 
+    subspace = model.process.subspace
+
     @jax.jit
-    def noised(model: DiffusionModel, x0: Array, key: Array, level: NoiseLevel) -> tuple[Array, Array, Array]:
-        """Denoised configurations, y = Cov[x_0 | x_t] v, and v - (alpha^2 / sigma^2) y."""
+    def measure(model: DiffusionModel, x0: Array, key: Array, level: NoiseLevel) -> tuple[Array, Array, Array]:
+        """Denoised configurations, and for each one random v and (Cov[x_0 | x_t] + least) v."""
         key_noise, key_probe = jax.random.split(key)
-        project = jax.vmap(model.process.subspace.project)
-        noise = project(jax.random.normal(key_noise, x0.shape, x0.dtype))
-        probe = project(jax.random.rademacher(key_probe, x0.shape, x0.dtype))
+        noise = jax.vmap(subspace.project)(jax.random.normal(key_noise, x0.shape, x0.dtype))
+        v = jax.vmap(subspace.project)(jax.random.rademacher(key_probe, x0.shape, x0.dtype))
         x = level.alpha * x0 + level.sigma * noise
-        excess, moved = jax.jvp(lambda x: model._excess(x, level), (x,), (probe,))
-        y = level.reference_posterior_variance * probe + level.sigma**2 / level.alpha * project(moved)
-        return level.denoised(x, excess), y, probe - level.alpha**2 / level.sigma**2 * y
+        excess, moved = jax.jvp(lambda x: model._excess(x, level), (x,), (v,))
+        unit = level.sigma**2 / level.alpha**2
+        y = (1 + least) * level.reference_posterior_variance * v
+        return level.denoised(x, excess), v, y + level.alpha * unit * jax.vmap(subspace.project)(moved)
 
     @jax.jit
-    def equations(found: Array, clean: Array, y: Array, left: Array, level: NoiseLevel) -> tuple[Array, Array]:
-        """The normal equations of some points, of errors of the covariance; ``found`` is the network so far."""
+    def newton(found: Array, keys: Array, clean: Array, v: Array, y: Array, level: NoiseLevel) -> tuple[Array, ...]:
+        """Sums over points: the objective, two estimates of its gradient, one of minus its Hessian.
 
-        def one(clean: Array, y: Array, left: Array) -> tuple[Array, Array]:
-            values, basis = network.spectrum(clean, found[0], found[1:].reshape(size), level, model.process.subspace)
-            covariance = (basis / values) @ basis.T
-            return covariance @ _features(network, clean, y), covariance @ left.reshape(-1)
+        The second gradient takes v for the trace of the network's covariance too: no gradient of anything, but without
+        noise where the network is right.
+        """
 
-        features, left = jax.vmap(one)(clean, y, left)
+        def one(key: Array, clean: Array, v: Array, y: Array) -> tuple[Array, Array, Array, Array]:
+            values, basis = network.spectrum(clean, found[0], found[1:].reshape(size), level, subspace)
+            positive = jnp.all(values > 0)
+            values = jnp.where(values > 0, values, 1.0)
+            root = (basis / jnp.sqrt(values)) @ basis.T
+            inside = jax.vmap(lambda row: subspace.project(row.reshape(clean.shape)).reshape(-1))(root)
+            seen = _moments(network, clean, jnp.outer(v, y))
+            objective = jnp.where(positive, 0.5 * jnp.sum(jnp.log(values)) - 0.5 * found @ seen, -jnp.inf)
+            probe = inside.T @ jax.random.rademacher(key, (v.size,), v.dtype)
+            features = root @ _features(network, clean, probe.reshape(clean.shape))
+            covariance = inside.T @ inside
+            whole, paired = (
+                0.5 * (_moments(network, clean, each) - seen)
+                for each in (covariance, jnp.outer(v, covariance @ v.reshape(-1)))
+            )
+            return objective, whole, paired, features
+
+        objective, whole, paired, features = jax.vmap(one)(keys, clean, v, y)
         features = features.reshape(-1, features.shape[-1])
-        return features.T @ features, features.T @ left.reshape(-1)
+        return objective.sum(), whole.sum(axis=0), paired.sum(axis=0), 0.5 * features.T @ features
+
+    def sums(found: np.ndarray, points: tuple[Array, ...], level: NoiseLevel) -> tuple[Any, ...]:
+        parts = [
+            newton(jnp.asarray(found, x0.dtype), *(each[first : first + 64] for each in points), level)
+            for first in range(0, len(x0), 64)
+        ]
+        return tuple(np.sum([np.asarray(part[k], np.float64) for part in parts], axis=0) for k in range(4))
 
     levels = model.process.level(times)
-    rows = []
-    for i, of_reference in zip(np.flatnonzero(np.isfinite(levels.log_snr))[::-1], np.asarray(ratio), strict=True):
+    keys = jax.random.split(key_probe, len(x0))
+    rows: list[np.ndarray] = []
+    start: np.ndarray | None = None
+    # From little noise, where every spring is seen, to much, where the stiff ones are all alike: each level starts from
+    # the one before it.
+    for i, of_reference in zip(np.flatnonzero(np.isfinite(levels.log_snr)), np.asarray(ratio)[::-1], strict=True):
         level = jax.tree.map(lambda leaf, i=i: leaf[i], levels)
         variance, signal = (
-            float(of_reference * level.reference_posterior_variance),
-            float(level.alpha**2 / level.sigma**2),
+            float(each) for each in (of_reference * level.reference_posterior_variance, level.alpha**2 / level.sigma**2)
         )
-        found = np.zeros(1 + np.prod(size))
+        found = np.zeros(1 + 2 * len(knots) * num_knots)
         found[0] = 1 / variance - signal
         if signal * variance > weakest:
-            points = noised(model, x0, jax.random.fold_in(key_noise, i), level)
-            for _ in range(num_iterations):
-                square, right = np.zeros((len(found), len(found))), np.zeros(len(found))
-                for first in range(0, len(x0), 64):
-                    some = (each[first : first + 64] for each in points)
-                    parts = equations(jnp.asarray(found, x0.dtype), *some, level)
-                    square, right = square + np.asarray(parts[0]), right + np.asarray(parts[1])
-                if not (np.all(np.isfinite(square)) and np.all(np.isfinite(right))):
-                    raise ValueError(
-                        f"the network returned NaN or infinity at t = {times[i]:.6g}, or its derivative did"
-                    )
-                scale = np.sqrt(np.maximum(np.diag(square), 1e-30))
-                scaled = square / scale[:, None] / scale + ridge * np.eye(len(square))
-                found = np.linalg.solve(scaled, right / scale) / scale
+            points = (keys, *measure(model, x0, jax.random.fold_in(key_noise, i), level))
+            if not all(bool(jnp.all(jnp.isfinite(each))) for each in points[1:]):
+                raise ValueError(f"the network returned NaN or infinity at t = {times[i]:.6g}, or its derivative did")
+            start = found = _maximise(lambda found: sums(found, points, level), found, start, tolerance * len(x0))  # noqa: B023
         rows.append(found)
+    rows.reverse()
     table = jnp.asarray(np.stack(rows), x0.dtype)
     stiffness = table[:, 1:].reshape(-1, *size)
-    return model.with_covariance(ElasticNetwork(log_snr, stiffness, table[:, 0], network.knots, network.classes))
+    return model.with_covariance(ElasticNetwork(log_snr, stiffness, table[:, 0], network.knots, network.classes, least))
+
+
+def _maximise(
+    sums: Callable[[np.ndarray], tuple[Any, ...]],
+    safe: np.ndarray,
+    start: np.ndarray | None,
+    tolerance: float,
+    ridge: float = 1e-6,
+    most: int = 30,
+) -> np.ndarray:
+    """The maximum of a concave function by Newton's method; ``safe`` is inside its domain, ``start`` may be better.
+
+    ``sums`` returns the value (-inf outside), two gradients and the negative Hessian. The first gradient leads to where
+    half the Newton decrement, by which the value could still rise, is below ``tolerance``; two steps of the second one,
+    which has less noise, follow.
+    """
+
+    def step(gradient: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+        scale = np.sqrt(np.maximum(np.diag(curvature), 1e-12 * np.diag(curvature).max()))
+        scaled = curvature / scale[:, None] / scale + ridge * np.eye(len(scale))
+        return np.asarray(np.linalg.solve(scaled, gradient / scale) / scale)
+
+    found, there = safe, sums(safe)
+    for share in (1.0, 0.9, 0.5):
+        if start is not None and (at := sums(safe + share * (start - safe)))[0] > there[0]:
+            found, there = safe + share * (start - safe), at
+            break
+    for _ in range(most):
+        move = step(there[1], there[3])
+        if 0.5 * there[1] @ move < tolerance:
+            break
+        for halving in range(12):
+            if (at := sums(found + move / 2**halving))[0] > there[0]:
+                found, there = found + move / 2**halving, at
+                break
+        else:
+            break
+    for _ in range(2):
+        move = step(there[2], there[3])
+        if not np.isfinite((at := sums(found + move))[0]):
+            break
+        found, there = found + move, at
+    return found
 
 
 def classes_of_pairs(shape: tuple[int, ...], kinds: Sequence[int] | None) -> np.ndarray:
@@ -205,6 +271,20 @@ def _features(network: ElasticNetwork, clean: Array, y: Array) -> Array:
     of_class = jax.nn.one_hot(network.classes, count, dtype=y.dtype) * (1 - jnp.eye(len(y), dtype=y.dtype))[..., None]
     parts = [jnp.einsum("ijs,ijc,ijk->isck", part, of_class, shares) for part in (along, differences - along)]
     return jnp.concatenate([y.reshape(-1, 1), jnp.stack(parts, 2).reshape(y.size, -1)], axis=1)
+
+
+def _moments(network: ElasticNetwork, clean: Array, matrix: Array) -> Array:
+    """tr(F M) of a matrix on the subspace, for F = what c, and each a and b, contributes: (1 + 2 classes knots,)."""
+    n, space = clean.shape
+    direction, shares = pair_directions(clean, network.knots, network.classes)
+    blocks = jnp.moveaxis(matrix.reshape(n, space, n, space), 2, 1)
+    own = jnp.einsum("iist->ist", blocks)
+    relative = own[:, None] + own[None] - blocks - jnp.swapaxes(blocks, 0, 1)
+    along = jnp.einsum("ijs,ijst,ijt->ij", direction, relative, direction)
+    across = jnp.einsum("ijss->ij", relative) - along
+    of_class = jax.nn.one_hot(network.classes, len(network.knots), dtype=clean.dtype)
+    parts = 0.5 * jnp.einsum("aij,ijc,ijk->ack", jnp.stack([along, across]), of_class, shares)
+    return jnp.concatenate([jnp.trace(matrix)[None], parts.reshape(-1)])
 
 
 def clean_states(key: Array, model: DiffusionModel, times: np.ndarray, data: Any, num_samples: int) -> Array:

@@ -178,7 +178,7 @@ class Full:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["log_snr", "stiffness", "confinement", "knots", "classes", "softest"],
+    data_fields=["log_snr", "stiffness", "confinement", "knots", "classes", "least", "softest"],
     meta_fields=["euler"],
 )
 @dataclass(frozen=True)
@@ -189,11 +189,12 @@ class ElasticNetwork:
     along the bond nothing is uncertain, across it everything is. ``full`` knows that, for one derivative per coordinate
     and step. Here it is that of an elastic network (Atilgan et al. 2001) around the denoised configuration D(x_t, t),
 
-        Cov[x_0 | x_t]^{-1} = (alpha^2 / sigma^2 + c) I
+        (Cov[x_0 | x_t] + least Cov_ref[x_0 | x_t])^{-1} = (alpha^2 / sigma^2 + c) I
                               + sum_{i<j} (e_i - e_j)(e_i - e_j)^T (x) [a_ij u u^T + b_ij (I - u u^T)]
 
     with u the direction of D_i - D_j, and a_ij, b_ij functions of its length, piecewise linear, one for each pair of
     kinds of particles, at each noise level. Precisions of springs add up, however stiff they are; covariances do not.
+    ``least`` is a number that keeps the stiffness of what does not move at all finite.
 
     A step costs one evaluation, and one eigendecomposition per particle, but no derivative.
 
@@ -203,6 +204,7 @@ class ElasticNetwork:
       confinement: c, (k,).
       knots: distances in the network's coordinates, increasing, (classes, knots); a and b are constant outside.
       classes: of every pair, integers (n, n), symmetric.
+      least: see above.
       softest: the smallest precision that is believed, as a share of alpha^2 / sigma^2.
     """
 
@@ -211,6 +213,7 @@ class ElasticNetwork:
     confinement: Array
     knots: Array
     classes: Array
+    least: float | Array = 0.0
     softest: float | Array = 0.25
     euler: bool = False
 
@@ -222,7 +225,9 @@ class ElasticNetwork:
 
         def one(clean: Array) -> tuple[Array, Array]:
             precision, basis = self.spectrum(clean, confinement, stiffness, level, subspace)
-            return 1 / precision - level.reference_posterior_variance, basis
+            softest = self.softest * level.alpha**2 / level.sigma**2
+            spread = 1 / jnp.maximum(precision, softest) - (1 + self.least) * level.reference_posterior_variance
+            return jnp.maximum(spread, -level.reference_posterior_variance), basis
 
         spread, basis = jax.vmap(one)(level.denoised(x, excess))
         return Evaluation(excess, spread, basis)
@@ -232,15 +237,15 @@ class ElasticNetwork:
     ) -> tuple[Array, Array]:
         """Eigenvalues and eigenvectors of the precision of x_0 around one denoised configuration.
 
-        Off the subspace nothing moves: the precision there is that of the reference, so that nothing is added to it.
+        Off the subspace nothing moves: the precision there makes the covariance that of the reference.
         """
         unit = jnp.eye(clean.size, dtype=clean.dtype)
         signal = level.alpha**2 / level.sigma**2
         on = jax.vmap(lambda row: subspace.project(row.reshape(clean.shape)).reshape(-1))(unit)
         precision = on @ (self.springs(clean, stiffness) + (signal + confinement) * unit) @ on
-        precision = precision + (unit - on) / level.reference_posterior_variance
+        precision = precision + (unit - on) / ((1 + self.least) * level.reference_posterior_variance)
         values, basis = jnp.linalg.eigh(0.5 * (precision + precision.T))
-        return jnp.maximum(values, self.softest * signal), basis
+        return values, basis
 
     def springs(self, clean: Array, stiffness: Array) -> Array:
         """The precision of the springs around one configuration (n, space), as a matrix (n space, n space)."""

@@ -26,7 +26,7 @@ SUBSPACES: dict[str, Callable[..., Any]] = {"FullSpace": FullSpace, "CentreOfMas
 # Covariances that are tables, and what they consist of.
 MEASURED = {
     "Analytic": ("log_snr", "ratio"),
-    "ElasticNetwork": ("log_snr", "stiffness", "confinement", "knots", "classes", "softest"),
+    "ElasticNetwork": ("log_snr", "stiffness", "confinement", "knots", "classes", "least", "softest"),
 }
 
 

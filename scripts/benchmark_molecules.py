@@ -4,9 +4,10 @@ Rows: the base model at its own temperature; then, at each lower temperature, sc
 Feynman-Kac correctors, the proposal (1, 0), the symmetric one, and the symmetric one reweighted to the true energy at
 the last step. All rows take as many particles and steps; the rows whose auxiliary kernel looks at the last state cost
 one evaluation more. Every number is a mean over seeds with its standard error. "floor" is the metric of as many samples
-of one reference set against the other one. Energies and lengths are in the system's units, phi_free_energy is in kT,
-and ramachandran_js in nats. The table has the rows of 2,000 particles and 200 steps; rows of other sizes are kept
-beside them, for the curves that scripts/figures.py draws.
+of one reference set against the other one. With --covariance elastic_network the model is first given the covariance of
+springs between its particles, measured on 512 configurations of its own temperature: rows "..., springs". Energies and
+lengths are in the system's units, phi_free_energy is in kT, and ramachandran_js in nats. The table has the rows of
+2,000 particles and 200 steps; rows of other sizes are kept beside them, for the curves that scripts/figures.py draws.
 
     python scripts/benchmark_molecules.py [--systems dw4 lj13] [--seeds 3] [--particles 2000] [--steps 200]
 """
@@ -34,7 +35,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 }
 NAMES = ("energy_w1", "energy_w2", "distance_w2", "distance_mmd", "energy_tvd", "distance_tvd", "outside")
 OF_TORSIONS = ("aligned_w2", "phi_free_energy", "ramachandran_js")
-ROWS = ("base", "score scaling", "FKC", "(1, 0)", "symmetric")
+ROWS = ("floor", "base", "score scaling", "FKC", "(1, 0)", "symmetric")
 
 
 class InChunks:
@@ -73,11 +74,20 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
     problem = SYSTEMS[name]
     path = options.model or name
     model = load(path)
-    model = model if options.covariance is None else model.with_covariance(options.covariance)
     start, targets = problem["start"], options.temperatures or problem["targets"]
     stored = load_reference(name, start)
     system = stored.system
     times = rj.time_grid(model.process, options.steps, options.grid)
+    if options.covariance == "elastic_network":
+        kinds = getattr(system, "kinds", None)
+        knots = 12 if kinds is None else 1  # of all pairs together, or of each pair of kinds
+        table = rj.time_grid(model.process, 24)
+        model = rj.calibrate_elastic_network(
+            jax.random.key(5), model, table, stored.x[0][:512], kinds=kinds, num_knots=knots
+        )
+    elif options.covariance is not None:
+        model = model.with_covariance(options.covariance)
+    suffix = {None: "", "elastic_network": ", springs"}.get(options.covariance, f", {options.covariance}")
 
     def made(temperature: float, row: str, seed: int, **values: Any) -> dict[str, Any]:
         size = {"particles": options.particles, "steps": options.steps}
@@ -87,7 +97,7 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
         reference = load_reference(name, temperature)
         theirs = reference.x[1], reference.energy[1]
         rng = np.random.default_rng(0)
-        for seed in range(10):
+        for seed in range(10) if "floor" in rows else ():
             chosen = rng.choice(len(reference.x[0]), options.particles, replace=False)
             values = metrics.compare(
                 system,
@@ -99,7 +109,7 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
             yield made(temperature, "floor", seed, **values)
         beta = start / temperature
         for row in rows:
-            if (row == "base") != (temperature == start):
+            if row == "floor" or (row == "base") != (temperature == start):
                 continue
             for seed in range(options.first_seed, options.first_seed + options.seeds):
                 began = time.perf_counter()
@@ -116,9 +126,8 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
                 }
                 energy = metrics.energies(system, x)
                 known = {"energy": energy, "reference_energy": theirs[1]}
-                yield made(
-                    temperature, row, seed, **metrics.compare(system, x, theirs[0], log_weights, **known), **info
-                )
+                values = metrics.compare(system, x, theirs[0], log_weights, **known)
+                yield made(temperature, row + suffix, seed, **values, **info)
                 if row not in ("base", "symmetric"):
                     continue
                 kT = system.thermal_energy(temperature)
@@ -131,7 +140,7 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
                     "pareto_k": float(rj.smc.pareto_k(again.log_weights)),
                 }
                 values = metrics.compare(system, x, theirs[0], new, **known)
-                yield made(temperature, f"{row}, true energy", seed, **values, **info)
+                yield made(temperature, f"{row}{suffix}, true energy", seed, **values, **info)
 
 
 def table(found: list[dict[str, Any]], particles: int = 2000, steps: int = 200) -> str:
@@ -141,9 +150,12 @@ def table(found: list[dict[str, Any]], particles: int = 2000, steps: int = 200) 
     names = (*NAMES, *(name for name in OF_TORSIONS if any(name in each for each in found)))
     lines = ["| system | T | row | seeds | " + " | ".join((*names, *extra)) + " |"]
     lines.append("|" + "---|" * (4 + len(names) + len(extra)))
-    order = ["floor", *(name for row in ROWS for name in (row, f"{row}, true energy"))]
+
+    def order(row: str) -> tuple[Any, ...]:
+        return ROWS.index(next(name for name in ROWS if row.startswith(name))), "springs" in row, "true" in row, row
+
     keys = {(each["system"], each["temperature"], each["row"]) for each in found}
-    for key in sorted(keys, key=lambda key: (key[0], -key[1], order.index(key[2]))):
+    for key in sorted(keys, key=lambda key: (key[0], -key[1], order(key[2]))):
         rows = [each for each in found if (each["system"], each["temperature"], each["row"]) == key]
         cells = []
         for name in (*names, *extra):
@@ -170,7 +182,7 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--grid", default=None)
-    parser.add_argument("--covariance", default=None, help="of the reverse kernel; by default the calibrated one")
+    parser.add_argument("--covariance", default=None, help="of the reverse kernel; by default the model's own")
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
     options = parser.parse_args()
     path = options.output / "molecules.json"
