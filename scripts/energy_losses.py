@@ -59,8 +59,8 @@ def markdown(
         cells = []
         for name in columns:
             values = np.asarray([row[name] for row in chosen])
-            error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-            cells.append("free" if free(loss, name) else f"{values.mean():.4f} ± {error:.4f}")
+            error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.4f}" if len(values) > 1 else ""
+            cells.append("free" if free(loss, name) else f"{values.mean():.4f}{error}")
         speed = np.mean([row["ms_per_step"] for row in chosen])
         lines.append(f"| {problem} | {loss} | {len(chosen)} | " + " | ".join(cells) + f" | {speed:.1f} |")
     return "\n".join(lines) + "\n"
