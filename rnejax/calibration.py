@@ -72,19 +72,21 @@ def calibrate_elastic_network(
     *,
     kinds: Sequence[int] | None = None,
     num_knots: int = 12,
-    num_samples: int = 512,
+    num_samples: int = 128,
     weakest: float = 1e-3,
     least: float = 1e-3,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-6,
 ) -> DiffusionModel:
     """The model with the covariance of an elastic network, :class:`rnejax.covariance.ElasticNetwork`.
 
     Its numbers c, a and b minimise the mean KL divergence of N(D, C) from N(D, C'), C the covariance of x_0 given x_t
     that the denoiser's Jacobian says, C' that of the network: they maximise
 
-        E [log det(C'^{-1}) / 2 - v^T C'^{-1} C v / 2],    C v = (sigma^2 / alpha) (dD/dx) v,
+        E [log det(C'^{-1}) / 2 - tr(C'^{-1} C) / 2],    C = (sigma^2 / alpha) dD/dx, its negative eigenvalues set to 0,
 
-    which is concave in them; v is random, of independent signs, and C v takes one JVP.
+    which is concave in them. Newton's method finds the maximum, with the best step along each of its directions: the
+    eigenvalues of the change say it at once. (A network's Jacobian is no covariance where noise is large and bonds are
+    stiff; without the zeros there is no maximum.)
 
     Args:
       key: a typed key.
@@ -93,14 +95,14 @@ def calibrate_elastic_network(
       data: clean points in the user's coordinates, (m, n, space). Default: a pilot run of ``num_samples`` on ``times``.
       kinds: the kind of each particle, integers; pairs of equal kinds share their springs. Default: all alike.
       num_knots: of the functions of distance of every class of pairs, at quantiles of the data's distances.
-      num_samples: points used, each with one noise and one JVP at every time.
+      num_samples: points used, each with one noise at every time, and one JVP per coordinate.
       weakest: where the variance of x_0 is a smaller share of sigma^2 / alpha^2 than this, there are no springs, and
         the variance is that of :func:`rnejax.calibrate`: a network's Jacobian is a difference of large numbers there.
       least: share of the reference's variance that is added to all variances for the fit and taken off again, so that
         what does not move has a spring of finite stiffness.
       tolerance: nats per point by which the likelihood may still rise where the fit of a level ends.
 
-    Costs about two evaluations per point and time, and a pilot run where there are no data.
+    Costs about two evaluations per point, coordinate and time, and a pilot run where there are no data.
 
     Raises:
       ValueError: for unsuitable times, data or kinds, states that are no configurations of two or more particles, a
@@ -111,65 +113,90 @@ def calibrate_elastic_network(
     times = check_times(model, times)
     num_samples, num_knots = check_count("num_samples", num_samples), check_count("num_knots", num_knots)
     classes = classes_of_pairs(model.shape, kinds)
-    key_pilot, key_noise, key_error, key_probe = jax.random.split(key, 4)
+    key_pilot, key_noise, key_error = jax.random.split(key, 3)
     x0 = clean_states(key_pilot, model, times, data, num_samples)[:num_samples]
     knots = _knots(np.asarray(x0), classes, num_knots)
     network = ElasticNetwork(*(jnp.zeros(0),) * 3, jnp.asarray(knots, x0.dtype), jnp.asarray(classes), least)
     size = (2, len(knots), num_knots)
     log_snr, ratio = _analytic(key_error, model, x0, times)
-
     subspace = model.process.subspace
+    project = jax.vmap(subspace.project)
+    d = int(x0[0].size)
+    on = project(jnp.eye(d, dtype=x0.dtype).reshape(d, *model.shape)).reshape(d, d)
 
     @jax.jit
-    def measure(model: DiffusionModel, x0: Array, key: Array, level: NoiseLevel) -> tuple[Array, Array, Array]:
-        """Denoised configurations, and for each one random v and (Cov[x_0 | x_t] + least) v."""
-        key_noise, key_probe = jax.random.split(key)
-        noise = jax.vmap(subspace.project)(jax.random.normal(key_noise, x0.shape, x0.dtype))
-        v = jax.vmap(subspace.project)(jax.random.rademacher(key_probe, x0.shape, x0.dtype))
+    def measure(model: DiffusionModel, x0: Array, key: Array, level: NoiseLevel) -> tuple[Array, Array]:
+        """Denoised configurations, and Cov[x_0 | x_t] + least of each, (n, d, d)."""
+        noise = project(jax.random.normal(key, x0.shape, x0.dtype))
         x = level.alpha * x0 + level.sigma * noise
-        excess, moved = jax.jvp(lambda x: model._excess(x, level), (x,), (v,))
-        unit = level.sigma**2 / level.alpha**2
-        y = (1 + least) * level.reference_posterior_variance * v
-        return level.denoised(x, excess), v, y + level.alpha * unit * jax.vmap(subspace.project)(moved)
+        excess, jvp = jax.linearize(lambda x: model._excess(x, level), x)
+        rows = jax.lax.map(lambda v: jvp(jnp.broadcast_to(v.reshape(model.shape), x0.shape)).reshape(-1, d), on)
+        moved = on @ jnp.moveaxis(rows, 0, 1) * (level.sigma**2 / level.alpha)
+        covariance = 0.5 * (moved + jnp.swapaxes(moved, 1, 2)) + level.reference_posterior_variance * on
+        values, basis = jnp.linalg.eigh(covariance)
+        covariance = (basis * jnp.maximum(values, 0.0)[:, None]) @ jnp.swapaxes(basis, 1, 2)
+        return level.denoised(x, excess), covariance + least * level.reference_posterior_variance * on
+
+    def precision_root(found: Array, clean: Array, level: NoiseLevel) -> tuple[Array, Array]:
+        """Eigenvalues of the precision, and the root of its inverse."""
+        values, basis = network.spectrum(clean, found[0], found[1:].reshape(size), level, subspace)
+        return values, (basis / jnp.sqrt(jnp.where(values > 0, values, 1.0))) @ basis.T
 
     @jax.jit
-    def newton(found: Array, keys: Array, clean: Array, v: Array, y: Array, level: NoiseLevel) -> tuple[Array, ...]:
-        """Sums over points: the objective, two estimates of its gradient, one of minus its Hessian.
+    def newton(found: Array, points: tuple[Array, ...], level: NoiseLevel) -> tuple[Array, ...]:
+        """Sums over points: the objective, its gradient, an estimate of minus its Hessian."""
 
-        The second gradient takes v for the trace of the network's covariance too: no gradient of anything, but without
-        noise where the network is right.
-        """
-
-        def one(key: Array, clean: Array, v: Array, y: Array) -> tuple[Array, Array, Array, Array]:
-            values, basis = network.spectrum(clean, found[0], found[1:].reshape(size), level, subspace)
-            positive = jnp.all(values > 0)
-            values = jnp.where(values > 0, values, 1.0)
-            root = (basis / jnp.sqrt(values)) @ basis.T
-            inside = jax.vmap(lambda row: subspace.project(row.reshape(clean.shape)).reshape(-1))(root)
-            seen = _moments(network, clean, jnp.outer(v, y))
-            objective = jnp.where(positive, 0.5 * jnp.sum(jnp.log(values)) - 0.5 * found @ seen, -jnp.inf)
-            probe = inside.T @ jax.random.rademacher(key, (v.size,), v.dtype)
+        def one(key: Array, clean: Array, covariance: Array) -> tuple[Array, Array, Array]:
+            values, root = precision_root(found, clean, level)
+            inside = root @ on
+            moments = _moments(network, clean, covariance)
+            objective = 0.5 * jnp.sum(jnp.log(jnp.where(values > 0, values, 1.0))) - 0.5 * found @ moments
+            objective = jnp.where(jnp.all(values > 0), objective, -jnp.inf)
+            probe = inside.T @ jax.random.rademacher(key, (d,), clean.dtype)
             features = root @ _features(network, clean, probe.reshape(clean.shape))
-            covariance = inside.T @ inside
-            whole, paired = (
-                0.5 * (_moments(network, clean, each) - seen)
-                for each in (covariance, jnp.outer(v, covariance @ v.reshape(-1)))
-            )
-            return objective, whole, paired, features
+            return objective, 0.5 * (_moments(network, clean, inside.T @ inside) - moments), features
 
-        objective, whole, paired, features = jax.vmap(one)(keys, clean, v, y)
+        objective, gradient, features = jax.vmap(one)(*points)
         features = features.reshape(-1, features.shape[-1])
-        return objective.sum(), whole.sum(axis=0), paired.sum(axis=0), 0.5 * features.T @ features
+        return objective.sum(), gradient.sum(axis=0), 0.5 * features.T @ features
 
-    def sums(found: np.ndarray, points: tuple[Array, ...], level: NoiseLevel) -> tuple[Any, ...]:
-        parts = [
-            newton(jnp.asarray(found, x0.dtype), *(each[first : first + 64] for each in points), level)
+    @jax.jit
+    def stretch(found: Array, move: Array, points: tuple[Array, ...], level: NoiseLevel) -> tuple[Array, Array]:
+        """Along ``move``: eigenvalues of its change of the precision in terms of the precision, and the linear part."""
+
+        def one(key: Array, clean: Array, covariance: Array) -> tuple[Array, Array]:
+            _, root = precision_root(found, clean, level)
+            change = (
+                on @ (network.springs(clean, move[1:].reshape(size)) + move[0] * jnp.eye(d, dtype=clean.dtype)) @ on
+            )
+            change = root @ change @ root
+            return jnp.linalg.eigvalsh(0.5 * (change + change.T)), move @ _moments(network, clean, covariance)
+
+        changes, linear = jax.vmap(one)(*points)
+        return changes, linear.sum()
+
+    def in_parts(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        *numbers, points, level = arguments
+        return [
+            function(
+                *(jnp.asarray(each, x0.dtype) for each in numbers),
+                jax.tree.map(lambda leaf: leaf[first : first + 64], points),  # noqa: B023
+                level,
+            )
             for first in range(0, len(x0), 64)
         ]
-        return tuple(np.sum([np.asarray(part[k], np.float64) for part in parts], axis=0) for k in range(4))
+
+    def sums(found: np.ndarray, points: tuple[Array, ...], level: NoiseLevel) -> tuple[Any, ...]:
+        parts = in_parts(newton, found, points, level)
+        return tuple(np.sum([np.asarray(part[k], np.float64) for part in parts], axis=0) for k in range(3))
+
+    def along(found: np.ndarray, move: np.ndarray, points: tuple[Array, ...], level: NoiseLevel) -> tuple[Any, Any]:
+        parts = in_parts(stretch, found, move, points, level)
+        return np.concatenate([np.asarray(part[0], np.float64) for part in parts]), sum(
+            float(part[1]) for part in parts
+        )
 
     levels = model.process.level(times)
-    keys = jax.random.split(key_probe, len(x0))
     rows: list[np.ndarray] = []
     start: np.ndarray | None = None
     # From little noise, where every spring is seen, to much, where the stiff ones are all alike: each level starts from
@@ -182,10 +209,17 @@ def calibrate_elastic_network(
         found = np.zeros(1 + 2 * len(knots) * num_knots)
         found[0] = 1 / variance - signal
         if signal * variance > weakest:
-            points = (keys, *measure(model, x0, jax.random.fold_in(key_noise, i), level))
+            key_level, key_newton = jax.random.split(jax.random.fold_in(key_noise, i))
+            points = (jax.random.split(key_newton, len(x0)), *measure(model, x0, key_level, level))
             if not all(bool(jnp.all(jnp.isfinite(each))) for each in points[1:]):
                 raise ValueError(f"the network returned NaN or infinity at t = {times[i]:.6g}, or its derivative did")
-            start = found = _maximise(lambda found: sums(found, points, level), found, start, tolerance * len(x0))  # noqa: B023
+            start = found = _maximise(
+                lambda found: sums(found, points, level),  # noqa: B023
+                lambda found, move: along(found, move, points, level),  # noqa: B023
+                found,
+                start,
+                tolerance * len(x0),
+            )
         rows.append(found)
     rows.reverse()
     table = jnp.asarray(np.stack(rows), x0.dtype)
@@ -195,17 +229,17 @@ def calibrate_elastic_network(
 
 def _maximise(
     sums: Callable[[np.ndarray], tuple[Any, ...]],
+    along: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, float]],
     safe: np.ndarray,
     start: np.ndarray | None,
     tolerance: float,
     ridge: float = 1e-6,
     most: int = 30,
 ) -> np.ndarray:
-    """The maximum of a concave function by Newton's method; ``safe`` is inside its domain, ``start`` may be better.
+    """The maximum of sum log det(precision) / 2 - linear by Newton's method; ``safe`` is inside its domain.
 
-    ``sums`` returns the value (-inf outside), two gradients and the negative Hessian. The first gradient leads to where
-    half the Newton decrement, by which the value could still rise, is below ``tolerance``; two steps of the second one,
-    which has less noise, follow.
+    ``sums`` returns the value (-inf outside), the gradient and the negative Hessian; ``along`` what :func:`_best_step`
+    needs. It ends where half the Newton decrement, by which the value could still rise, is below ``tolerance``.
     """
 
     def step(gradient: np.ndarray, curvature: np.ndarray) -> np.ndarray:
@@ -213,27 +247,36 @@ def _maximise(
         scaled = curvature / scale[:, None] / scale + ridge * np.eye(len(scale))
         return np.asarray(np.linalg.solve(scaled, gradient / scale) / scale)
 
-    found, there = safe, sums(safe)
-    for share in (1.0, 0.9, 0.5):
-        if start is not None and (at := sums(safe + share * (start - safe)))[0] > there[0]:
-            found, there = safe + share * (start - safe), at
-            break
+    found = safe
+    if start is not None:
+        found = safe + _best_step(*along(safe, start - safe)) * (start - safe)
+    there = sums(found)
     for _ in range(most):
-        move = step(there[1], there[3])
+        move = step(there[1], there[2])
         if 0.5 * there[1] @ move < tolerance:
+            return found + move
+        share = _best_step(*along(found, move))
+        at = sums(found + share * move)
+        if not np.isfinite(at[0]):  # rounding, at the end of the domain
             break
-        for halving in range(12):
-            if (at := sums(found + move / 2**halving))[0] > there[0]:
-                found, there = found + move / 2**halving, at
-                break
-        else:
-            break
-    for _ in range(2):
-        move = step(there[2], there[3])
-        if not np.isfinite((at := sums(found + move))[0]):
-            break
-        found, there = found + move, at
+        found, there = found + share * move, at
     return found
+
+
+def _best_step(changes: np.ndarray, linear: float, longest: float = 4.0) -> float:
+    """The s in [0, longest] that maximises sum log(1 + s changes) / 2 - s linear / 2, concave, by bisection.
+
+    An end of the domain is not approached by more than 0.95 of the way.
+    """
+    lowest = float(changes.min())
+    low, high = 0.0, longest if lowest >= 0 else min(longest, -0.95 / lowest)
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        if np.sum(changes / (1 + middle * changes)) > linear:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def classes_of_pairs(shape: tuple[int, ...], kinds: Sequence[int] | None) -> np.ndarray:

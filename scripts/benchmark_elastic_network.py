@@ -90,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", default=["dw4", "lj13", "alanine_dipeptide"], choices=list(SYSTEMS))
     parser.add_argument("--model", help="another model file, of the one system given")
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--points", type=int, default=16)
     parser.add_argument("--times", type=int, default=12)
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))

@@ -5,7 +5,7 @@ Feynman-Kac correctors, the proposal (1, 0), the symmetric one, and the symmetri
 the last step. All rows take as many particles and steps; the rows whose auxiliary kernel looks at the last state cost
 one evaluation more. Every number is a mean over seeds with its standard error. "floor" is the metric of as many samples
 of one reference set against the other one. With --covariance elastic_network the model is first given the covariance of
-springs between its particles, measured on 512 configurations of its own temperature: rows "..., springs". Energies and
+springs between its particles, measured on 128 configurations of its own temperature: rows "..., springs". Energies and
 lengths are in the system's units, phi_free_energy is in kT, and ramachandran_js in nats. The table has the rows of
 2,000 particles and 200 steps; rows of other sizes are kept beside them, for the curves that scripts/figures.py draws.
 
@@ -83,7 +83,7 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
         knots = 12 if kinds is None else 1  # of all pairs together, or of each pair of kinds
         table = rj.time_grid(model.process, 24)
         model = rj.calibrate_elastic_network(
-            jax.random.key(5), model, table, stored.x[0][:512], kinds=kinds, num_knots=knots
+            jax.random.key(5), model, table, stored.x[0][:128], kinds=kinds, num_knots=knots
         )
     elif options.covariance is not None:
         model = model.with_covariance(options.covariance)

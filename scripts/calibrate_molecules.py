@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, required=True)
     parser.add_argument("--knots", type=int, default=12)
     parser.add_argument("--times", type=int, default=24)
-    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=128)
     options = parser.parse_args()
     stored, model, header = (
         load_reference(options.reference, options.temperature),

@@ -150,14 +150,17 @@ def energy_loss(
     r"""loss(key, params, batch) -> (weighted sums of the terms, the terms), one number each per example, for `fit`.
 
     All terms look at the same noised data (x_t, t), where the score is computed once. With d the dimension and delta
-    = log-SNR(s) - log-SNR(t), they are, for residuals as rates per unit of log-SNR,
+    = log-SNR(s) - log-SNR(t), they are, for residuals as rates per unit of log-SNR and for each dimension,
 
         score          |eps - eps_theta|^2 / d, denoising score matching
-        rne            (residual / delta)^2 with the reverse kernel of ``covariance``, t / s uniform in ``step_ratio``
-        rne_euler      (residual / delta)^2 with Euler-Maruyama kernels and t - s = ``euler_step``: the RNE paper's
-        fokker_planck  (R of one probe) (R of another) / rate^2, with rate = |d log-SNR / dt|: R per unit of log-SNR
-        prior          (log p_theta - log reference)^2 on noised data at t_max: pins the constant, so that p_theta is
-                       normalised where a residual carries the pin to smaller times
+        rne            (residual / delta)^2 / d, reverse kernel that of ``covariance``, t / s uniform in ``step_ratio``
+        rne_euler      (residual / delta)^2 / d with Euler-Maruyama kernels and t - s = ``euler_step``: the RNE paper's
+        fokker_planck  (R of one probe) (R of another) / rate^2 / d, rate = |d log-SNR / dt|: R per unit of log-SNR
+        prior          (log p_theta - log reference)^2 / d on noised data at t_max: pins the constant, so that p_theta
+                       is normalised where a residual carries the pin to smaller times
+
+    A residual is a sum over dimensions, so that the mean of its square grows with d where dimensions err on their own:
+    divided by d, a weight that serves in the plane serves in a hundred dimensions.
 
     Args:
       process: a scalar Gaussian process.
@@ -245,7 +248,8 @@ def energy_loss(
             chosen, said = jax.tree.map(lambda leaf, some=some: leaf[some], (data._replace(model=None), evaluation))
             found = residual_terms(keys, name, chosen._replace(model=model), said)
             # Each of them stands for those left out, so that the mean over the batch is the term's.
-            terms[name] = jnp.zeros(count, x0.dtype).at[some].set(found * (count / len(found)))
+            found = found * (count / len(found)) / process.subspace.dimension(x0.shape[1:])
+            terms[name] = jnp.zeros(count, x0.dtype).at[some].set(found)
         return sum((weights[name] * terms[name] for name in weights), jnp.zeros(count, x0.dtype)), terms
 
     return loss

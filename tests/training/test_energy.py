@@ -238,7 +238,26 @@ class TestEnergyLoss:
             weights={"prior": 1.0},
             thinning=thinning,
         )
-        return jnp.sqrt(loss(KEY, None, jnp.zeros((4, 2)))[0])
+        return jnp.sqrt(2 * loss(KEY, None, jnp.zeros((4, 2)))[0])  # the term is divided by the dimension
+
+    def test_a_weight_means_the_same_in_any_dimension(self):
+        """Normal data with their exact energy: what Euler-Maruyama leaves is independent noise per dimension."""
+        process = rj.processes.VariancePreserving()
+        level = process.level(0.1)
+        variance = level.alpha**2 * 0.25 + level.sigma**2
+        means, errors = [], []
+        for d in (2, 40):
+            loss = energy_loss(
+                process,
+                lambda params, x, t: 0.5 * params * jnp.sum(x**2, axis=-1) / variance,
+                weights={"rne_euler": 1.0},
+                times=lambda u: 0.1 + 0 * u,  # and the step of 1e-4 changes the variance by next to nothing
+            )
+            value = np.asarray(jax.jit(loss)(KEY, jnp.asarray(1.0), 0.5 * jax.random.normal(KEY, (20_000, d)))[0])
+            means.append(value.mean())
+            errors.append(value.std() / np.sqrt(len(value)))
+        assert means[0] > 10 * errors[0]
+        assert abs(means[0] - means[1]) < 4 * np.hypot(*errors)
 
     def test_conditions_reach_the_network(self):
         np.testing.assert_allclose(self.by_condition({}), [0, 1000, 2000, 3000], atol=30)  # a log-density: a few nats
