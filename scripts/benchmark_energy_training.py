@@ -25,8 +25,8 @@ from rnejax.training import energy_loss, fit, make_optimizer, time_law
 
 TIMES = (0.002, 0.02, 0.1)
 PROBLEMS: dict[str, dict[str, Any]] = {
-    "plane": {"dimension": 2, "std": 0.0486, "hidden": 128, "covariance": "full"},
-    "high": {"dimension": 100, "std": 0.3, "hidden": 256, "covariance": "hutchinson"},
+    "plane": {"dimension": 2, "std": 0.0486, "hidden": 128, "curvature": False, "covariance": "full"},
+    "high": {"dimension": 100, "std": 0.3, "hidden": 256, "curvature": True, "covariance": "hutchinson"},
 }
 
 
@@ -42,6 +42,7 @@ def train(problem: dict[str, Any], weights: dict[str, float], seed: int, steps: 
         hidden=problem["hidden"],
         depth=3,
         output="energy",
+        curvature=problem["curvature"],
         time_scale="log",
     )
     apply, params = functional(network)

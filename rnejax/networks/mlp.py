@@ -19,6 +19,9 @@ class MLP(nnx.Module):
         depth: number of residual blocks h + W_2 silu(W_1 h + e).
         output: "like_x" for a vector the shape of x, "scalar" for a number, "energy" for |x|^2 / 2 plus that number:
             the energy of standard normal data, to start with.
+        curvature: of an energy: (1 + a(t)) |x|^2 / 2 plus the number, a learned and zero to start with. Within a mode of
+            data of many dimensions, that is most of the energy, and a sum of squares of all directions is more than a
+            few layers learn by themselves.
         num_classes: if given, the network takes a label in [0, num_classes], of which the last means "no class".
         time_scale: the coordinate in which t is embedded, see `layers.noise_coordinate`.
         rngs: source of the initial weights. The last layer starts at zero.
@@ -31,11 +34,14 @@ class MLP(nnx.Module):
         depth: int = 3,
         *,
         output: str = "like_x",
+        curvature: bool = False,
         num_classes: int | None = None,
         time_scale: str = "logit",
         rngs: nnx.Rngs,
     ):
         check_choice("output", output, ("like_x", "scalar", "energy"))
+        if curvature and output != "energy":
+            raise ValueError(f"curvature is that of an energy, and output is {output!r}")
         self.shape = tuple(shape)
         self.output = output
         size = math.prod(self.shape)
@@ -46,6 +52,7 @@ class MLP(nnx.Module):
         self.outer = nnx.List([nnx.Linear(hidden, hidden, rngs=rngs) for _ in range(depth)])
         zeros = nnx.initializers.zeros_init()
         self.last = nnx.Linear(hidden, size if output == "like_x" else 1, kernel_init=zeros, rngs=rngs)
+        self.curvature = nnx.Linear(hidden, 1, kernel_init=zeros, rngs=rngs) if curvature else None
 
     def __call__(self, x: jax.Array, t: jax.Array, label: jax.Array | None = None) -> jax.Array:
         """The prediction.
@@ -76,6 +83,7 @@ class MLP(nnx.Module):
         out = self.last(nnx.silu(h))
         if self.output == "like_x":
             return out.reshape(x.shape)
-        return out[..., 0] + (
-            0.5 * jnp.sum(x**2, axis=tuple(range(len(lead), x.ndim))) if self.output == "energy" else 0
-        )
+        if self.output == "scalar":
+            return out[..., 0]
+        scale = 1.0 if self.curvature is None else 1.0 + self.curvature(e)[..., 0]
+        return out[..., 0] + 0.5 * scale * jnp.sum(x**2, axis=tuple(range(len(lead), x.ndim)))

@@ -179,6 +179,25 @@ def test_a_missing_label_is_an_error():
         apply(params, jnp.zeros(2), jnp.float32(0.5))
 
 
+def test_an_energy_with_curvature_is_a_learned_multiple_of_the_square():
+    """From that of normal data at first, at any t; the multiple is a function of t alone and enters the gradient."""
+    apply, params = functional(build("mlp", jax.random.key(0), output="energy", curvature=True, shape=(5,)))
+    x, t = jax.random.normal(jax.random.key(1), (7, 5)), jnp.linspace(0.1, 0.9, 7)
+    np.testing.assert_allclose(apply(params, x, t), 0.5 * jnp.sum(x**2, axis=-1), rtol=1e-6)
+    moved = jax.tree.map(lambda leaf: leaf, params)
+    moved["curvature"]["bias"] = jnp.ones(1)
+    np.testing.assert_allclose(apply(moved, x, t), jnp.sum(x**2, axis=-1), rtol=1e-6)
+    moved["curvature"]["kernel"] = jnp.ones_like(moved["curvature"]["kernel"])
+    ratio = [apply(moved, scale * x, t) / jnp.sum(x**2, axis=-1) for scale in (1.0, 2.0)]
+    np.testing.assert_allclose(ratio[1], 4 * ratio[0], rtol=1e-5)
+    assert float(jnp.ptp(ratio[0])) > 1e-3
+
+
+def test_curvature_is_that_of_an_energy_only():
+    with pytest.raises(ValueError, match="curvature is that of an energy, and output is 'scalar'"):
+        build("mlp", jax.random.key(0), output="scalar", curvature=True)
+
+
 def test_energies_are_scalars():
     apply, params = randomised("mlp", output="scalar")
     assert apply(params, jnp.zeros((4, 2)), jnp.full(4, 0.5)).shape == (4,)
