@@ -2,12 +2,13 @@
 
     python scripts/figures.py
 
-Writes docs/pictures/density_steps.png, control_steps.png, molecules_particles.png, molecules_steps.png and
-free_energy_*.png; nothing is measured here.
+Writes docs/pictures/density_steps.png, control_steps.png, molecules_*_particles.png, molecules_*_steps.png
+and free_energy_*.png; nothing is measured here.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,18 @@ def control(sections: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def scaling(rows: list[dict[str, Any]]) -> None:
-    """Energy W1 of annealed LJ-13 against particles (200 steps) and against steps (2,000 particles), with floors."""
+    """Energy W1 of the coldest row against particles (200 steps) and against steps (2,000 particles), with floors."""
     names = {
         "symmetric": "symmetric",
         "symmetric, true energy": "symmetric, reweighted",
         "(1, 0)": "(1, 0)",
         "floor": "floor",
     }
-    for axis, (other, fixed) in {"particles": ("steps", 200), "steps": ("particles", 2000)}.items():
-        rows_here = [
-            row for row in rows if row["system"] == "lj13" and row["temperature"] == 0.8 and row[other] == fixed
-        ]
+    axes = {"particles": ("steps", 200), "steps": ("particles", 2000)}
+    for system, (axis, (other, fixed)) in itertools.product(dict.fromkeys(row["system"] for row in rows), axes.items()):
+        own = [row for row in rows if row["system"] == system]
+        temperatures = [row["temperature"] for row in own]
+        rows_here = [row for row in own if row["temperature"] == min(temperatures) and row[other] == fixed]
         sizes = sorted({row[axis] for row in rows_here if row["row"] == "symmetric"})
         lines, bars = {}, {}
         for name, label in names.items():
@@ -80,9 +82,9 @@ def scaling(rows: list[dict[str, Any]]) -> None:
             continue
         figure = plot.curves(
             sizes, lines, errors=bars, xlabel=axis, ylabel="energy W1", log=True, log_x=True,
-            title=f"LJ-13 from T = 2 to T = 0.8, {fixed:,} {other}",
+            title=f"{system} from T = {max(temperatures):g} to {min(temperatures):g}, {fixed:,} {other}",
         )  # fmt: skip
-        plot.save(figure, DOCS / "pictures" / f"molecules_{axis}.png")
+        plot.save(figure, DOCS / "pictures" / f"molecules_{system}_{axis}.png")
 
 
 def free_energy(rows: list[dict[str, Any]]) -> None:
