@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .checks import check_count, check_key
+from .checks import check_count, check_key, check_number
 from .covariance import Analytic, ElasticNetwork, pair_directions
 from .density import check_points, check_times, generate
 from .kernels import Array
@@ -104,14 +104,20 @@ def calibrate_elastic_network(
 
     Costs about two evaluations per point, coordinate and time, and a pilot run where there are no data.
 
+    Source: Atilgan et al. 2001 for the anisotropic elastic network; the fit is that of a Gaussian by its covariance.
+
     Raises:
       ValueError: for unsuitable times, data or kinds, states that are no configurations of two or more particles, a
-        network that returned NaN or infinity, or numbers that are not integers of at least 1.
+        network that returned NaN or infinity, counts that are not integers of at least 1, weakest or least below 0, or
+        a tolerance that is not positive.
       TypeError: for a key that is not a single typed one.
     """
     check_key(key)
     times = check_times(model, times)
     num_samples, num_knots = check_count("num_samples", num_samples), check_count("num_knots", num_knots)
+    if min(check_number("weakest", weakest), check_number("least", least)) < 0:
+        raise ValueError(f"weakest and least must not be negative: got {weakest:g} and {least:g}")
+    tolerance = check_number("tolerance", tolerance, positive=True)
     classes = classes_of_pairs(model.shape, kinds)
     key_pilot, key_noise, key_error = jax.random.split(key, 3)
     x0 = clean_states(key_pilot, model, times, data, num_samples)[:num_samples]

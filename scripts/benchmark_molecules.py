@@ -4,9 +4,9 @@ Rows: the base model at its own temperature; then, at each lower temperature, sc
 Feynman-Kac correctors, the proposal (1, 0), the symmetric one, and the symmetric one reweighted to the true energy at
 the last step. All rows take as many particles and steps; the rows whose auxiliary kernel looks at the last state cost
 one evaluation more. Every number is a mean over seeds with its standard error. "floor" is the metric of as many samples
-of one reference set against the other one. With --covariance elastic_network the model is first given the covariance of
-springs between its particles, measured on 128 configurations of its own temperature: rows "..., springs". Energies and
-lengths are in the system's units, phi_free_energy is in kT, and ramachandran_js in nats. The table has the rows of
+of one reference set against the other one. The shipped models have the covariance of springs between their particles;
+with --covariance the model is given another one, "analytic" measured on the reference of its own temperature, and rows
+are "..., analytic". Energies and lengths are in the system's units, phi_free_energy is in kT, and ramachandran_js in nats. The table has the rows of
 2,000 particles and 200 steps; rows of other sizes are kept beside them, for the curves that scripts/figures.py draws.
 
     python scripts/benchmark_molecules.py [--systems dw4 lj13] [--seeds 3] [--particles 2000] [--steps 200]
@@ -78,16 +78,11 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
     stored = load_reference(name, start)
     system = stored.system
     times = rj.time_grid(model.process, options.steps, options.grid)
-    if options.covariance == "elastic_network":
-        kinds = getattr(system, "kinds", None)
-        knots = 12 if kinds is None else 1  # of all pairs together, or of each pair of kinds
-        table = rj.time_grid(model.process, 24)
-        model = rj.calibrate_elastic_network(
-            jax.random.key(5), model, table, stored.x[0][:128], kinds=kinds, num_knots=knots
-        )
+    if options.covariance == "analytic":
+        model = rj.calibrate(jax.random.key(5), model, rj.time_grid(model.process, 100), stored.x[0][:2000])
     elif options.covariance is not None:
         model = model.with_covariance(options.covariance)
-    suffix = {None: "", "elastic_network": ", springs"}.get(options.covariance, f", {options.covariance}")
+    suffix = "" if options.covariance is None else f", {options.covariance}"
 
     def made(temperature: float, row: str, seed: int, **values: Any) -> dict[str, Any]:
         size = {"particles": options.particles, "steps": options.steps}
@@ -152,7 +147,7 @@ def table(found: list[dict[str, Any]], particles: int = 2000, steps: int = 200) 
     lines.append("|" + "---|" * (4 + len(names) + len(extra)))
 
     def order(row: str) -> tuple[Any, ...]:
-        return ROWS.index(next(name for name in ROWS if row.startswith(name))), "springs" in row, "true" in row, row
+        return ROWS.index(next(name for name in ROWS if row.startswith(name))), row.replace(", true energy", ""), row
 
     keys = {(each["system"], each["temperature"], each["row"]) for each in found}
     for key in sorted(keys, key=lambda key: (key[0], -key[1], order(key[2]))):

@@ -9,6 +9,7 @@ end of training, on its validation examples.
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import jax
@@ -33,6 +34,7 @@ def main() -> None:
         rj.load_model(options.model),
         load_metadata(options.model),
     )
+    began = time.perf_counter()
     found = rj.calibrate_elastic_network(
         jax.random.key(5),
         rj.load_model(options.model, fn=InChunks(model.fn)),
@@ -42,6 +44,7 @@ def main() -> None:
         num_knots=options.knots,
         num_samples=options.samples,
     )
+    print(f"springs in {time.perf_counter() - began:.0f} s")
     network = (header["network"]["name"], header["network"]["arguments"])
     kept = {name: value for name, value in header.items() if name not in ("diffusion", "network")}
     rj.save_model(options.model, model.with_covariance(found.covariance), network=network, metadata=kept)
