@@ -6,8 +6,9 @@ the last step. All rows take as many particles and steps; the rows whose auxilia
 one evaluation more. Every number is a mean over seeds with its standard error. "floor" is the metric of as many samples
 of one reference set against the other one. The shipped models have the covariance of springs between their particles;
 with --covariance the model is given another one, "analytic" measured on the reference of its own temperature, and rows
-are "..., analytic". Energies and lengths are in the system's units, phi_free_energy is in kT, and ramachandran_js in nats. The table has the rows of
-2,000 particles and 200 steps; rows of other sizes are kept beside them, for the curves that scripts/figures.py draws.
+are "..., analytic". Energies and lengths are in the system's units, phi_free_energy is in kT, and ramachandran_js in
+nats. The table has the rows of 2,000 particles and 200 steps; rows of other sizes are kept beside them, for the curves
+that scripts/figures.py draws.
 
     python scripts/benchmark_molecules.py [--systems dw4 lj13] [--seeds 3] [--particles 2000] [--steps 200]
 """
