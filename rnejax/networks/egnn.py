@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from .arguments import check_choice, check_last_axes
-from .layers import NoiseEmbedding
+from .layers import NoiseEmbedding, normal_energy
 
 
 class EGNN(nnx.Module):
@@ -37,8 +37,9 @@ class EGNN(nnx.Module):
         radial_growth: log of how much further apart they are at ``reach`` than at zero: bonds and walls are stiff,
             and what acts over a long distance is smooth.
         embedding: size of the embedding of the noise level.
-        output: "vector", of the shape of x and without a centre of mass, "scalar", a number, or "energy", |x|^2 / 2
-            plus that number: the energy of standard normal data, to start with.
+        output: "vector", of the shape of x and without a centre of mass, "scalar", a number, or "energy": the energy
+            of standard normal data without a centre of mass, |x|^2 / 2 + (d / 2) log(2 pi) with d = (n - 1) k, plus
+            that number.
         time_scale: the coordinate in which t is embedded, see `layers.noise_coordinate`.
         rngs: source of the initial weights. The last layer starts at zero.
     """
@@ -113,7 +114,9 @@ class EGNN(nnx.Module):
         if self.last_of_particles is None:
             return vector
         number = pairs + jnp.sum(self.last_of_particles(nnx.silu(h)), axis=(-2, -1))
-        return number + 0.5 * jnp.sum(x**2, axis=(-2, -1)) if self.output == "energy" else number
+        if self.output == "scalar":
+            return number
+        return number + normal_energy(x, 2, (self.shape[0] - 1) * self.shape[1])
 
     def _radial(self, distances: jax.Array) -> jax.Array:
         """Gaussians of the distance, and one function that never dies: (..., num_radial + 1)."""

@@ -67,6 +67,23 @@ def sinusoidal_features(u: jax.Array, num_features: int, longest: float = 40.0, 
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def normal_energy(x: jax.Array, num_axes: int, dimension: int, scale: jax.Array | float = 1.0) -> jax.Array:
+    """scale |x|^2 / 2 + (d / 2) log(2 pi) over the last axes: at scale 1, minus the log-density of standard normal data.
+
+    With the constant, an energy starts out normalised. Without it, a training that pins the density at t_max begins by
+    lifting a number of the size of d through a network whose score every layer of that lift spoils; where a residual
+    takes its target from that score, it may never recover (100 dimensions: it did not, for two seeds of three).
+
+    Args:
+        x: shape (..., *example).
+        num_axes: of an example.
+        dimension: d, of the space that examples live in.
+        scale: of the square, shape (...).
+    """
+    square = jnp.sum(x**2, axis=tuple(range(-num_axes, 0)))
+    return 0.5 * (scale * square + dimension * math.log(2 * math.pi))
+
+
 class NoiseEmbedding(nnx.Module):
     """t -> features -> Dense -> SiLU -> Dense: a vector of size `features` per noise level."""
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from .arguments import check_choice, check_last_axes
-from .layers import NoiseEmbedding
+from .layers import NoiseEmbedding, normal_energy
 
 
 class MLP(nnx.Module):
@@ -17,9 +17,9 @@ class MLP(nnx.Module):
         shape: of one example; it is flattened inside.
         hidden: width.
         depth: number of residual blocks h + W_2 silu(W_1 h + e).
-        output: "like_x" for a vector the shape of x, "scalar" for a number, "energy" for |x|^2 / 2 plus that number:
-            the energy of standard normal data, to start with.
-        curvature: of an energy: (1 + a(t)) |x|^2 / 2 plus the number, a learned and zero to start with. Within a mode
+        output: "like_x" for a vector the shape of x, "scalar" for a number, "energy" for the energy of standard normal
+            data, |x|^2 / 2 + (d / 2) log(2 pi), plus that number.
+        curvature: of an energy: (1 + a(t)) |x|^2 / 2 in place of |x|^2 / 2, a learned and zero to start with. Within a mode
             of data of many dimensions, that is most of the energy, and a sum of squares of all directions is more than
             a few layers learn by themselves.
         num_classes: if given, the network takes a label in [0, num_classes], of which the last means "no class".
@@ -86,4 +86,4 @@ class MLP(nnx.Module):
         if self.output == "scalar":
             return out[..., 0]
         scale = 1.0 if self.curvature is None else 1.0 + self.curvature(e)[..., 0]
-        return out[..., 0] + 0.5 * scale * jnp.sum(x**2, axis=tuple(range(len(lead), x.ndim)))
+        return out[..., 0] + normal_energy(x, len(self.shape), math.prod(self.shape), scale)

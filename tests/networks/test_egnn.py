@@ -88,13 +88,6 @@ def test_another_number_of_particles_is_refused():
         network()(jnp.zeros((6, 3)))
 
 
-def test_an_energy_starts_as_that_of_normal_data():
-    """Fresh weights: the last layers are zero."""
-    apply, params = functional(build("egnn", KEY, shape=SHAPE, output="energy"))
-    x = configuration()
-    np.testing.assert_allclose(apply(params, x, T), 0.5 * jnp.sum(x**2), rtol=1e-6)
-
-
 @pytest.mark.parametrize("output", ["vector", "energy"])
 @pytest.mark.parametrize("number", [0, 2])
 def test_messages_of_every_round_are_heard(output, number):

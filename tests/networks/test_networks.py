@@ -183,14 +183,24 @@ def test_an_energy_with_curvature_is_a_learned_multiple_of_the_square():
     """From that of normal data at first, at any t; the multiple is a function of t alone and enters the gradient."""
     apply, params = functional(build("mlp", jax.random.key(0), output="energy", curvature=True, shape=(5,)))
     x, t = jax.random.normal(jax.random.key(1), (7, 5)), jnp.linspace(0.1, 0.9, 7)
-    np.testing.assert_allclose(apply(params, x, t), 0.5 * jnp.sum(x**2, axis=-1), rtol=1e-6)
+    constant = 2.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(apply(params, x, t), 0.5 * jnp.sum(x**2, axis=-1) + constant, rtol=1e-6)
     moved = jax.tree.map(lambda leaf: leaf, params)
     moved["curvature"]["bias"] = jnp.ones(1)
-    np.testing.assert_allclose(apply(moved, x, t), jnp.sum(x**2, axis=-1), rtol=1e-6)
+    np.testing.assert_allclose(apply(moved, x, t), jnp.sum(x**2, axis=-1) + constant, rtol=1e-6)
     moved["curvature"]["kernel"] = jnp.ones_like(moved["curvature"]["kernel"])
-    ratio = [apply(moved, scale * x, t) / jnp.sum(x**2, axis=-1) for scale in (1.0, 2.0)]
+    ratio = [(apply(moved, scale * x, t) - constant) / jnp.sum(x**2, axis=-1) for scale in (1.0, 2.0)]
     np.testing.assert_allclose(ratio[1], 4 * ratio[0], rtol=1e-5)
     assert float(jnp.ptp(ratio[0])) > 1e-3
+
+
+@pytest.mark.parametrize(("kind", "shape", "dimension"), [("mlp", (3, 4), 12), ("egnn", (4, 3), 9)])
+def test_an_energy_starts_out_as_the_normalised_one_of_normal_data(kind, shape, dimension):
+    apply, params = functional(build(kind, jax.random.key(0), output="energy", shape=shape))
+    x = jax.random.normal(jax.random.key(1), (6, *shape))
+    x = x - x.mean(axis=1, keepdims=True) if kind == "egnn" else x
+    wanted = 0.5 * (x**2).sum(axis=(1, 2)) + 0.5 * dimension * np.log(2 * np.pi)
+    np.testing.assert_allclose(apply(params, x, jnp.full(6, 0.5)), wanted, rtol=1e-5)
 
 
 def test_curvature_is_that_of_an_energy_only():
