@@ -9,7 +9,7 @@ from typing import Any
 
 from . import control, covariance, increments, kernels, processes, smc, transforms
 from .calibration import calibrate, calibrate_elastic_network
-from .control import guide, observe, product, reweight, steer, temper, tilt
+from .control import guide, observe, product, reweight, steer, temper, tilt, tune_proposal
 from .density import log_density, sample
 from .increments import increment
 from .model import DiffusionModel
@@ -50,6 +50,7 @@ __all__ = [
     "time_grid",
     "training",
     "transforms",
+    "tune_proposal",
     "weighted_mean",
 ]
 

@@ -320,6 +320,8 @@ class SteerRun(ModelRun):
     """resample below this fraction of the particles; 0 never, above 1 at every step"""
     proposal: Literal["symmetric", "feynman_kac"] | tuple[Number, Number] = "symmetric"
     """how particles move: a name, or the coefficients [c_a, c_b] of the two kernels"""
+    pilot_particles: PositiveInt | None = None
+    """tune the proposal on two pilot runs of so many particles; by default it is taken as it is"""
     compare_uncorrected: bool = False
     """also run the same proposal without weights: what is done in practice"""
     judge: Literal["judge", "reward"] | None = None

@@ -1,11 +1,12 @@
 """Inference-time control: targets, rewards, proposals, and steer()."""
 
 from .observations import PredictionError, observe, prediction_error
-from .proposals import Drift, FeynmanKac, Local, Proposal
+from .proposals import Drift, FeynmanKac, Local, Proposal, Transport
 from .rewards import Reward, RewardError
 from .reweight import reweight
 from .steer import Steered, SteerInfo, SteeringWarning, steer
 from .targets import Target, guide, product, temper, tilt
+from .tuning import Tuned, tune_proposal
 
 __all__ = [
     "Drift",
@@ -19,6 +20,8 @@ __all__ = [
     "Steered",
     "SteeringWarning",
     "Target",
+    "Transport",
+    "Tuned",
     "guide",
     "observe",
     "prediction_error",
@@ -27,4 +30,5 @@ __all__ = [
     "steer",
     "temper",
     "tilt",
+    "tune_proposal",
 ]

@@ -29,7 +29,7 @@ from ..model import DiffusionModel
 from ..processes import GaussianTransition, NoiseLevel
 from ..processes.gaussian import reference
 from ..smc.weights import CompensatedSum
-from .proposals import Local, Proposal
+from .proposals import Local, Proposal, transport_effects
 from .rewards import Reward
 
 
@@ -90,8 +90,8 @@ def control_steps(
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["models", "rewards", "initial", "top", "exponents"],
-    meta_fields=["proposal", "generated"],
+    data_fields=["models", "rewards", "initial", "top", "exponents", "proposal"],
+    meta_fields=["generated", "effects"],
 )
 @dataclass(frozen=True)
 class Steer:
@@ -100,7 +100,7 @@ class Steer:
     ``generated``: the target is the law that the one model *generates*, tilted by rewards of the exact scheme or by
     none. Its weights are ratios to the model's own kernels, which are what generates, whatever these approximate;
     targets made of the models' marginals need their log-densities, for which Euler-Maruyama kernels have forms of their
-    own.
+    own. ``effects``: keep what a `Transport` would do to every weight, for `tune_proposal`.
     """
 
     models: tuple[DiffusionModel, ...]
@@ -110,6 +110,7 @@ class Steer:
     exponents: Array  # at t_max
     proposal: Proposal
     generated: bool = False
+    effects: bool = False
 
     def init(self, key: Array, num_particles: int) -> tuple[Particle, Array]:
         x = jax.vmap(self.initial.sample)(jax.random.split(key, num_particles))
@@ -165,6 +166,8 @@ class Steer:
             "reward_forbids_all": jnp.all(jnp.any(rewards == -jnp.inf, axis=1)),
             "gradients_finite": gradients_finite,
         }
+        if self.effects:
+            aux["effects"] = jax.vmap(partial(self._effects, step))(particles)
         return arrived, increments, aux
 
     def position(self, particles: Particle) -> Array:
@@ -259,6 +262,10 @@ class Steer:
     def _proposal_kernel(self, step: ControlStep, particle: Particle) -> Kernel:
         at_t = self._local(particle, step.exponents_t, step.strengths_t)
         return self.proposal.reverse(step.transition, at_t, self._bar(step), self._kernels(step, particle))
+
+    def _effects(self, step: ControlStep, left: Particle) -> Array:
+        at_t = self._local(left, step.exponents_t, step.strengths_t)
+        return transport_effects(step.transition, at_t, self._bar(step))
 
     @staticmethod
     def _bar(step: ControlStep) -> Array:

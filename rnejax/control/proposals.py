@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -23,7 +24,7 @@ import numpy as np
 from ..checks import check_number
 from ..covariance import Evaluation
 from ..kernels import Array, Gaussian, Kernel, event_sum
-from ..processes import GaussianTransition
+from ..processes import GaussianTransition, NoiseLevel
 from ..processes.gaussian import drift_and_diffusion
 
 
@@ -55,8 +56,33 @@ class Local(NamedTuple):
         return jnp.sum(jnp.where(self.strengths == 0, 0.0, self.strengths * self.rewards))
 
 
+class Transport(NamedTuple):
+    r"""A drift that A follows and B goes back, on top of what makes the weights of Gaussian data constant.
+
+    With v the variance of a step's noise, A moves by v f(x_t) more and B by -v f(x_s),
+
+        f(x) = sum_i c_i beta_i [score_i(x) - score_ref(x)] + c_ref bar score_ref(x),
+
+    and the log-weight of a step changes by v (div f + f . S) on average, S the target's score: weights are as exact
+    as before, and where the c are right (:func:`rnejax.tune_proposal`), more even.
+
+    Attributes:
+      log_snr: increasing, (k,).
+      coefficients: of each model and of the reference, (k, m + 1); linear between and constant outside.
+
+    Source: Ren et al. 2025 (DriftLite), who solve for such a drift in continuous time at every step of the run itself.
+    """
+
+    log_snr: Array
+    coefficients: Array
+
+    def at(self, log_snr: Array) -> Array:
+        """(m + 1,)."""
+        return jax.vmap(partial(jnp.interp, log_snr, self.log_snr), in_axes=1)(self.coefficients)
+
+
 class Proposal(Protocol):
-    """A pair of kernels, which are pytrees. The proposal itself is hashable: it is configuration.
+    """A pair of kernels, which are pytrees. The proposal itself is a pytree too, or hashable: then it is configuration.
 
     A reward of the exact scheme (``tilt(..., exact=True)``) needs B to be the noising kernel. A proposal of which that
     is true for one model with exponent 1 says so by an attribute ``follows_noising = True``; without it, ``steer``
@@ -78,7 +104,11 @@ class Proposal(Protocol):
         ...
 
 
-@jax.tree_util.register_static
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["transport"],
+    meta_fields=["coefficients", "matched", "reward_coefficient", "trust"],
+)
 @dataclass(frozen=True)
 class Drift:
     """A and B drift along the target's score.
@@ -96,19 +126,23 @@ class Drift:
         scheme, B) in one step. Any kernels are right, so this bounds the damage of a gradient that is followed too far
         (few steps, a steep reward, a network that is rough where there is only noise), not the correctness;
         ``math.inf`` is no bound.
+      transport: a drift tuned for one target, or None; see :func:`rnejax.tune_proposal`.
     """
 
     coefficients: tuple[float, float] | None = None
     matched: bool = True
     reward_coefficient: float = 0.5
     trust: float = 1.0
+    transport: Transport | None = None
 
     @property
     def follows_noising(self) -> bool:
         """Whether B is the noising kernel F for one model with exponent 1, which the exact reward scheme needs."""
-        return self.coefficients is None or self.coefficients[1] == 0
+        return self.transport is None and (self.coefficients is None or self.coefficients[1] == 0)
 
     def needs_auxiliary(self, total_exponents: np.ndarray) -> bool:
+        if self.transport is not None:
+            return True
         if self.coefficients is not None:
             return self.coefficients[1] != 0
         return bool(np.any(total_exponents != 1))
@@ -133,6 +167,7 @@ class Drift:
         # A reward tilts the kernel: K exp(lambda r) has its mean moved by C lambda grad r.
         slope_of_tilt = self.reward_coefficient * at_t.exact_gradient + 0.5 * at_t.gradient
         pull = self._bounded(slope_of_tilt, law.covariance_times(slope_of_tilt))
+        pull = pull + transition.variance * self._transported(transition, transition.t, at_t, exponent)
         return Gaussian(law.anchor, law.shift + pull, law.variance, law.excess, law.basis, law.subspace)
 
     def forward(self, transition: GaussianTransition, at_s: Local, exponent: Array) -> Gaussian:
@@ -148,6 +183,7 @@ class Drift:
         scores = [level.excess_score(evaluation.excess) for evaluation in at_s.evaluations]
         excess = sum(beta * score for beta, score in zip(at_s.exponents, scores, strict=True))
         pull = self._bounded(0.5 * at_s.gradient, 0.5 * transition.variance * at_s.gradient)
+        pull = pull - transition.variance * self._transported(transition, level, at_s, exponent)
         drift = transition.variance * c_b * excess + pull
         return Gaussian(
             noising.anchor, noising.shift + slope * at_s.x + drift, rho * noising.variance, subspace=noising.subspace
@@ -159,6 +195,16 @@ class Drift:
             return pull
         divergence = 0.5 * event_sum(slope * pull)
         return pull * jnp.minimum(1.0, jnp.sqrt(self.trust / jnp.maximum(divergence, 1e-30)))
+
+    def _transported(
+        self, transition: GaussianTransition, level: NoiseLevel, at: Local, exponent: Array
+    ) -> Array | float:
+        """f of `Transport`. Both ends of a step take the coefficients of t, so that they cancel between A and B."""
+        if self.transport is None:
+            return 0.0
+        coefficients = self.transport.at(transition.t.log_snr).astype(at.x.dtype)
+        fields = transport_fields(level, at, exponent)
+        return sum(c * field for c, field in zip(coefficients, fields, strict=True))
 
     def _coefficients(self, exponent: Array) -> tuple[Any, Any]:
         if self.coefficients is not None:
@@ -216,6 +262,38 @@ class FeynmanKac:
         return total, jnp.sum(jnp.stack([beta * event_sum(score**2) for beta, score in pairs]))
 
 
+def transport_fields(level: NoiseLevel, at: Local, exponent: Array) -> list[Array]:
+    """The fields that a `Transport` adds up: each model's, and the reference's."""
+    models = [beta * level.excess_score(e.excess) for beta, e in zip(at.exponents, at.evaluations, strict=True)]
+    return [*models, -exponent * at.x / level.reference_variance]
+
+
+def transport_effects(transition: GaussianTransition, at_t: Local, exponent: Array) -> Array:
+    """v (div f + f . S) of every field: by how much its coefficient changes the mean log-weight of a step, (m + 1,).
+
+    The divergence of a score is the trace of the model's covariance of x_0, which the evaluation knows; exact to
+    leading order for ``full``, and as good as the choice of covariance otherwise.
+    """
+    level, dimension = transition.t, transition.subspace.dimension(at_t.x.shape)
+    fields = transport_fields(level, at_t, exponent)
+    target_score = sum(fields[:-1], fields[-1]) + at_t.gradient + at_t.exact_gradient
+    jacobian = (level.alpha / level.sigma**2) ** 2  # of the excess score, per covariance of x_0
+    divergences = [
+        beta * jacobian * _trace(evaluation, dimension, at_t.x.size)
+        for beta, evaluation in zip(at_t.exponents, at_t.evaluations, strict=True)
+    ]
+    divergences.append(-exponent * dimension / level.reference_variance)
+    along = jnp.stack([event_sum(field * target_score) for field in fields])
+    return transition.variance * (jnp.stack(divergences) + along)
+
+
+def _trace(evaluation: Evaluation, dimension: int, size: int) -> Array:
+    """Of the spread: a number, eigenvalues (zero off the subspace) or a diagonal, whose directions it cuts alike."""
+    if jnp.ndim(evaluation.spread) == 0:
+        return dimension * evaluation.spread
+    return jnp.sum(evaluation.spread) * (1.0 if evaluation.basis is not None else dimension / size)
+
+
 def combine_covariances(kernels: tuple[Gaussian, ...], weights: Array) -> tuple[Array | float, Array | None]:
     """Relative covariance of the proposal: sum_i weights_i C_i, clipped between the smallest and the largest C_i.
 
@@ -245,6 +323,19 @@ def _dense(kernel: Gaussian) -> Array:
     return rows(jnp.diag(excess))
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Configuration:
+    """A proposal of the user's own that is no pytree: compiled code is made for it."""
+
+    proposal: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "proposal":  # not yet set, while it is copied
+            raise AttributeError(name)
+        return getattr(self.proposal, name)
+
+
 def get_proposal(proposal: Any) -> Proposal:
     """A proposal by name, as a pair (c_a, c_b), or the object itself.
 
@@ -268,4 +359,5 @@ def get_proposal(proposal: Any) -> Proposal:
         raise ValueError(
             f"a proposal object needs the methods of rnejax.control.Proposal; {type(proposal).__name__} lacks {missing}"
         )
-    return proposal
+    is_pytree = not jax.tree_util.all_leaves([proposal])
+    return proposal if is_pytree else _Configuration(proposal)

@@ -18,7 +18,7 @@ from ..processes import GaussianProcess, NoiseLevel
 from ..smc import Resampling, diagnose, run
 from ..smc.faults import raise_on_fault
 from ..smc.weights import relative_error_of_mean
-from .problem import Particle, Steer, control_steps, initial_law
+from .problem import ControlStep, Particle, Steer, control_steps, initial_law
 from .proposals import FeynmanKac, Proposal, get_proposal
 from .targets import Target, as_target
 
@@ -115,35 +115,13 @@ def steer(
         reward was at fault.
     """
     target = as_target(target)
-    process = target.process
-    for model in target.models:
-        times = check_times(model, times)
-        if warn:
-            warn_of_signal(model, times)
-    chosen = get_proposal(proposal)
-    exponents, strengths = target.exponents_at(times), target.strengths_at(times)
-    check_exponents(exponents, times)
-    check_proposal(target, chosen, exponents)
-    rewards = tuple(reward.without_schedule() for reward in target.rewards)
-    if not is_traced(key, target):
-        rewards = tuple(reward.guarded() for reward in rewards)
-    top, bottom = process.level(times[-1]), process.level(times[0])
-    problem = Steer(
-        models=target.models,
-        rewards=rewards,
-        initial=initial_law(target.models, top, exponents[-1]),
-        top=top,
-        exponents=jnp.asarray(exponents[-1], jnp.result_type(float)),
-        proposal=chosen,
-        generated=target.is_generated_law,
-    )
-    evaluate_last = chosen.needs_auxiliary(exponents.sum(axis=1))
-    check_last_time(process, times, evaluate_last)
+    problem, steps, times = prepare(key, target, times, proposal, warn)
+    rewards, strengths = problem.rewards, target.strengths_at(times)
     arrival_times = np.concatenate([times[-1:], times[::-1][1:]])
     result = run(
         key,
         problem,
-        control_steps(process, times, exponents, strengths, evaluate_last),
+        steps,
         num_particles=num_particles,
         num_groups=num_groups,
         resampling=Resampling(
@@ -158,7 +136,7 @@ def steer(
         progress=progress,
         check=False,
     )
-    steered = summarise(result, problem, bottom, arrival_times)
+    steered = summarise(result, problem, target.process.level(times[0]), arrival_times)
     if not is_traced(steered):
         if any(reward.host for reward in rewards):
             jax.block_until_ready(steered)  # the last callback has returned
@@ -175,6 +153,41 @@ def steer(
             for message in diagnose(steered) + warn_of_constraints(result.info.aux, strengths):
                 warnings.warn(message, SteeringWarning, stacklevel=2)
     return steered
+
+
+def prepare(
+    key: Array, target: Target, times: Any, proposal: Any, warn: bool = True
+) -> tuple[Steer, ControlStep, np.ndarray]:
+    """The problem that :func:`smc.run <rnejax.smc.run>` solves, its steps, and the times checked.
+
+    Raises:
+      ValueError: as :func:`steer`.
+    """
+    process = target.process
+    for model in target.models:
+        times = check_times(model, times)
+        if warn:
+            warn_of_signal(model, times)
+    chosen = get_proposal(proposal)
+    exponents, strengths = target.exponents_at(times), target.strengths_at(times)
+    check_exponents(exponents, times)
+    check_proposal(target, chosen, exponents)
+    rewards = tuple(reward.without_schedule() for reward in target.rewards)
+    if not is_traced(key, target):
+        rewards = tuple(reward.guarded() for reward in rewards)
+    top = process.level(times[-1])
+    problem = Steer(
+        models=target.models,
+        rewards=rewards,
+        initial=initial_law(target.models, top, exponents[-1]),
+        top=top,
+        exponents=jnp.asarray(exponents[-1], jnp.result_type(float)),
+        proposal=chosen,
+        generated=target.is_generated_law,
+    )
+    evaluate_last = chosen.needs_auxiliary(exponents.sum(axis=1))
+    check_last_time(process, times, evaluate_last)
+    return problem, control_steps(process, times, exponents, strengths, evaluate_last), times
 
 
 class SteeringWarning(UserWarning):
@@ -278,6 +291,13 @@ def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:
 def check_proposal(target: Target, proposal: Proposal, exponents: np.ndarray) -> None:
     """Raises ValueError where a proposal cannot do what the target asks for."""
     target.check_exactness()
+    transport = getattr(proposal, "transport", None)
+    if transport is not None and transport.coefficients.shape != (len(transport.log_snr), len(target.models) + 1):
+        raise ValueError(
+            f"the proposal's transport has coefficients of shape {transport.coefficients.shape} for "
+            f"{len(transport.log_snr)} times, which makes {transport.coefficients.shape[-1] - 1} models, but the "
+            f"target has {len(target.models)}: a proposal is tuned for one target"
+        )
     if any(reward.exact for reward in target.rewards) and not getattr(proposal, "follows_noising", False):
         raise ValueError(
             f"tilt(exact=True) needs the noising kernel as its auxiliary kernel, which {proposal} does not use: take "

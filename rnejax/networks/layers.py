@@ -68,7 +68,7 @@ def sinusoidal_features(u: jax.Array, num_features: int, longest: float = 40.0, 
 
 
 def normal_energy(x: jax.Array, num_axes: int, dimension: int, scale: jax.Array | float = 1.0) -> jax.Array:
-    """scale |x|^2 / 2 + (d / 2) log(2 pi) over the last axes: at scale 1, minus the log-density of standard normal data.
+    """scale |x|^2 / 2 + (d / 2) log(2 pi) over the last axes: at scale 1, minus log-density of standard normal data.
 
     With the constant, an energy starts out normalised. Without it, a training that pins the density at t_max begins by
     lifting a number of the size of d through a network whose score every layer of that lift spoils; where a residual

@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from .arguments import check_choice, check_last_axes
@@ -19,9 +18,9 @@ class MLP(nnx.Module):
         depth: number of residual blocks h + W_2 silu(W_1 h + e).
         output: "like_x" for a vector the shape of x, "scalar" for a number, "energy" for the energy of standard normal
             data, |x|^2 / 2 + (d / 2) log(2 pi), plus that number.
-        curvature: of an energy: (1 + a(t)) |x|^2 / 2 in place of |x|^2 / 2, a learned and zero to start with. Within a mode
-            of data of many dimensions, that is most of the energy, and a sum of squares of all directions is more than
-            a few layers learn by themselves.
+        curvature: of an energy: (1 + a(t)) |x|^2 / 2 in place of |x|^2 / 2, a learned and zero to start with. Within a
+            mode of data of many dimensions, that is most of the energy, and a sum of squares of all directions is more
+            than a few layers learn by themselves.
         num_classes: if given, the network takes a label in [0, num_classes], of which the last means "no class".
         time_scale: the coordinate in which t is embedded, see `layers.noise_coordinate`.
         rngs: source of the initial weights. The last layer starts at zero.

@@ -43,10 +43,13 @@ def run(config: SteerRun, output: Output) -> None:
     require_pictures()
     folder = output.open()
     key, key_uncorrected, key_sheet = jax.random.split(jax.random.key(config.seed), 3)
+    proposal: Any = config.proposal
+    if config.pilot_particles is not None:
+        proposal = tune(folder, config, target, times)
     settings: dict[str, Any] = {
         "num_particles": config.num_particles,
         "num_groups": config.num_groups,
-        "proposal": config.proposal,
+        "proposal": proposal,
         "warn": False,  # said below, on the terminal and in metrics.json
     }
 
@@ -77,6 +80,21 @@ def run(config: SteerRun, output: Output) -> None:
         if plot.is_image(model.shape):
             sheets = {"uncorrected": spread(x_plain, 64), "corrected": spread(equal, 64)}
             folder.picture("comparison.png", plot.compare_sheets(sheets))
+
+
+def tune(folder: RunFolder, config: SteerRun, target: Any, times: Any) -> Any:
+    """The proposal that the pilots found, with what they measured."""
+    with folder.timed("seconds_pilots"):
+        tuned = rj.tune_proposal(
+            jax.random.fold_in(jax.random.key(config.seed), 1),
+            target,
+            times,
+            config.pilot_particles,
+            proposal=config.proposal,
+            ess_threshold=config.ess_threshold,
+        )
+    folder.record(pilot_variances_nats2=tuned.variances.tolist())
+    return tuned.proposal
 
 
 def conditions(target: Any) -> list[int | None]:

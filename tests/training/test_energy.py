@@ -206,6 +206,27 @@ class TestEnergyLoss:
         parts = [weight * self.value({name: 1.0}, params=1.1) for name, weight in weights.items()]
         np.testing.assert_allclose(total, sum(parts), rtol=2e-3, atol=1e-3)
 
+    @pytest.mark.parametrize("bound", [0.3, 1.0])
+    def test_the_influence_of_a_residual_is_bounded(self, bound):
+        """u^2 becomes 2 c^2 (sqrt(1 + u^2 / c^2) - 1), of every example, and nothing else changes."""
+        weights = {"score": 1.0, "rne": 1.0, "rne_euler": 1.0}
+        both = [
+            jax.jit(energy_loss(PROCESS, exact_energy, weights=weights, thinning={}, bound=each))(
+                KEY, jnp.asarray(1.6), self.DATA
+            )[1]
+            for each in (np.inf, bound)
+        ]
+        square = np.asarray(both[0]["rne"], np.float64)
+        assert square.min() < 0.1 * bound**2, "what is small has to be seen"
+        assert square.max() > 10 * bound**2, "what is large has to be seen"
+        np.testing.assert_allclose(both[1]["rne"], 2 * bound**2 * (np.sqrt(1 + square / bound**2) - 1), rtol=2e-4)
+        for name in ("score", "rne_euler"):
+            np.testing.assert_array_equal(both[0][name], both[1][name])
+
+    def test_a_bound_has_to_be_positive(self):
+        with pytest.raises(ValueError, match="bound must be positive"):
+            energy_loss(PROCESS, exact_energy, weights={"rne": 1.0}, bound=0.0)
+
     def test_terms_are_told_beside_their_sum(self):
         weights = {"score": 0.5, "rne": 2.0}
         total, terms = compiled(tuple(weights.items()))(KEY, jnp.asarray(1.1), self.DATA)
