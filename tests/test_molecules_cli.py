@@ -232,6 +232,27 @@ def test_particles_are_held_against_the_reference_and_the_true_energy(reference,
     np.testing.assert_allclose(metrics["against_reference"]["energy_w1"], expected, rtol=1e-4)
 
 
+def test_pilots_tune_the_proposal(reference, trained, tmp_path):
+    """Their variances are told, and the particles are other ones than those of the symmetric proposal."""
+    found = {}
+    for name, pilots in (("plain", None), ("tuned", 16)):
+        tree = steering(reference, trained, pilot_particles=pilots)
+        assert main(["steer", write(tmp_path, tree, "s.yaml"), "--output", str(tmp_path / name)]) == 0
+        found[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+    assert "pilot_variances_nats2" not in found["plain"]
+    before, after = found["tuned"]["pilot_variances_nats2"]
+    assert found["tuned"]["seconds_pilots"] > 0
+    x = [np.load(tmp_path / name / "samples.npz")["x"] for name in found]
+    assert np.allclose(*x) == (before <= after)
+
+
+def test_pilots_of_what_cannot_be_tuned_are_refused(reference, trained, tmp_path, capsys):
+    tree = steering(reference, trained, pilot_particles=16, proposal="feynman_kac")
+    assert main(["steer", write(tmp_path, tree, "s.yaml"), "--output", str(tmp_path / "out")]) == 2
+    assert "pilot_particles tunes symmetric" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("molecule", "message"),
     [

@@ -38,6 +38,7 @@ def run(config: SteerRun, output: Output) -> None:
     target = build_target(model, config.target)
     if config.judge is None and config.judge_label is not None:
         raise ConfigError(f"judge_label = {config.judge_label}, but judge is null: there is nobody to see it")
+    check_pilots(config, target)
     judge = None if config.judge is None else load_classifier(config.judge)
     comparison = None if config.molecule is None else Comparison(config.molecule, model, config.model)
     require_pictures()
@@ -45,7 +46,7 @@ def run(config: SteerRun, output: Output) -> None:
     key, key_uncorrected, key_sheet = jax.random.split(jax.random.key(config.seed), 3)
     proposal: Any = config.proposal
     if config.pilot_particles is not None:
-        proposal = tune(folder, config, target, times)
+        proposal = tune(folder, config, config.pilot_particles, target, times)
     settings: dict[str, Any] = {
         "num_particles": config.num_particles,
         "num_groups": config.num_groups,
@@ -82,14 +83,27 @@ def run(config: SteerRun, output: Output) -> None:
             folder.picture("comparison.png", plot.compare_sheets(sheets))
 
 
-def tune(folder: RunFolder, config: SteerRun, target: Any, times: Any) -> Any:
+def check_pilots(config: SteerRun, target: Any) -> None:
+    """Raises ConfigError for pilots of what cannot be tuned."""
+    if config.pilot_particles is None:
+        return
+    if config.proposal == "feynman_kac":
+        raise ConfigError("pilot_particles tunes symmetric and [c_a, c_b], and proposal is feynman_kac: set it to null")
+    if any(reward.exact for reward in target.rewards):
+        raise ConfigError(
+            "pilot_particles moves the auxiliary kernel, which target.exact = true does not allow: set it to null, or "
+            "target.exact to false"
+        )
+
+
+def tune(folder: RunFolder, config: SteerRun, num_particles: int, target: Any, times: Any) -> Any:
     """The proposal that the pilots found, with what they measured."""
     with folder.timed("seconds_pilots"):
         tuned = rj.tune_proposal(
             jax.random.fold_in(jax.random.key(config.seed), 1),
             target,
             times,
-            config.pilot_particles,
+            num_particles,
             proposal=config.proposal,
             ess_threshold=config.ess_threshold,
         )
