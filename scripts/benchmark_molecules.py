@@ -56,24 +56,26 @@ def load(name: str) -> rj.DiffusionModel:
     return rj.load_model(name, fn=InChunks(model.fn))
 
 
-def run_row(row: str, model: Any, beta: float, times: Any, seed: int, particles: int) -> tuple[Any, Any]:
-    """The steered particles, and their log-weights as the row uses them."""
+def run_row(
+    row: str, model: Any, beta: float, times: Any, seed: int, particles: int
+) -> tuple[Any, Any, dict[str, Any]]:
+    """The steered particles, their log-weights as the row uses them, and what else there is to tell."""
     target = rj.temper(model, beta)
     key = jax.random.fold_in(jax.random.key(20), seed)
     options: dict[str, Any] = {"num_particles": particles, "warn": False}
     if row == "base":
         result = rj.steer(key, model, times, ess_threshold=0.0, **options)
-        return result, None
+        return result, None, {}
     if row == "score scaling":
-        return rj.steer(key, target, times, ess_threshold=0.0, proposal=(1.0, 0.0), **options), None
+        return rj.steer(key, target, times, ess_threshold=0.0, proposal=(1.0, 0.0), **options), None, {}
     if row == "tuned":
         pilots = jax.random.fold_in(jax.random.key(21), seed)
         tuned = rj.tune_proposal(pilots, target, times, particles // 4)
         result = rj.steer(key, target, times, proposal=tuned.proposal, **options)
-        return result, np.asarray(result.log_weights)
+        return result, np.asarray(result.log_weights), {"pilot_variances": tuned.variances.tolist()}
     proposal: Any = {"FKC": "feynman_kac", "(1, 0)": (1.0, 0.0), "symmetric": "symmetric"}[row]
     result = rj.steer(key, target, times, proposal=proposal, **options)
-    return result, np.asarray(result.log_weights)
+    return result, np.asarray(result.log_weights), {}
 
 
 def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -115,15 +117,16 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
                 continue
             for seed in range(options.first_seed, options.first_seed + options.seeds):
                 began = time.perf_counter()
-                result, log_weights = run_row(row, model, beta, times, seed, options.particles)
+                result, log_weights, found = run_row(row, model, beta, times, seed, options.particles)
                 particles = np.asarray(result.particles)  # waits for the device
                 x = metrics.standard_form(system, particles)
                 seconds = time.perf_counter() - began
-                info = {
+                info = found | {
                     "seconds": round(seconds, 1),
                     "log_normalizer": float(result.log_normalizer),
                     "ancestors": int(np.asarray(result.info.unique_ancestors)[-1]),
                     "ess": float(np.asarray(result.info.ess)[-1]),
+                    "families": float(rj.smc.effective_ancestors(result.info.eve, result.log_weights)),
                     "resamplings": int(np.sum(result.info.resampled)),
                 }
                 energy = metrics.energies(system, x)
@@ -148,7 +151,7 @@ def measure(name: str, rows: list[str], options: argparse.Namespace) -> Iterator
 def table(found: list[dict[str, Any]], particles: int = 2000, steps: int = 200) -> str:
     """Means and standard errors over seeds, in Markdown, of one number of particles and steps."""
     found = [each for each in found if (each["particles"], each["steps"]) == (particles, steps)]
-    extra = ("ancestors", "ess", "pareto_k", "seconds")
+    extra = ("ancestors", "families", "ess", "pareto_k", "seconds")
     names = (*NAMES, *(name for name in OF_TORSIONS if any(name in each for each in found)))
     lines = ["| system | T | row | seeds | " + " | ".join((*names, *extra)) + " |"]
     lines.append("|" + "---|" * (4 + len(names) + len(extra)))

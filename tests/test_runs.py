@@ -103,6 +103,7 @@ class TestNumbers:
         np.testing.assert_allclose(notes.metrics["effective_sample_size_smallest"], [1.25, 1.5])
         np.testing.assert_array_equal(notes.metrics["resamplings"], [1, 2])
         np.testing.assert_array_equal(notes.metrics["unique_ancestors"], [2, 1])
+        np.testing.assert_allclose(notes.metrics["effective_ancestors"], [1.6, 1.0], rtol=1e-6)
         assert notes.metrics["t_min"] == pytest.approx(0.1)
         assert notes.metrics["models"] == 1
 

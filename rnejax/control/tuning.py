@@ -113,7 +113,7 @@ def tune_proposal(
             progress=False,
         )
         increments = np.asarray(result.info.saved["log_increments"], np.float64)[1:]
-        weights = _normalised(np.asarray(result.info.saved["log_weights"], np.float64)[1:] - increments)
+        weights = weights_before(np.asarray(result.info.saved["log_weights"], np.float64)[1:], increments)
         effects = np.asarray(result.info.aux["effects"], np.float64)[1:]
         gram, slope, variance = normal_equations(weights, increments, effects)
         variances.append(float(variance.sum()))
@@ -168,8 +168,14 @@ def fit_coefficients(gram: np.ndarray, slope: np.ndarray, smoothing: float, ridg
     return np.linalg.solve(correlations, (slope / safe)[..., None])[..., 0] / safe * known
 
 
-def _normalised(log_weights: np.ndarray) -> np.ndarray:
-    """Weights that sum to 1 over the last axis; one of -inf - -inf has been without weight before."""
+def weights_before(log_weights: np.ndarray, increments: np.ndarray) -> np.ndarray:
+    """Weights (n, N) at the beginning of each step, after resampling, from those at its end; their sum is 1.
+
+    What is -inf at the end and lost its weight in this very step counts as lost before: its increment is no number to
+    regress on.
+    """
+    with np.errstate(invalid="ignore"):
+        log_weights = log_weights - increments
     log_weights = np.where(np.isnan(log_weights), -np.inf, log_weights)
     weights = np.exp(log_weights - log_weights.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)

@@ -144,6 +144,7 @@ def record_weights(folder: RunFolder, config: SteerRun, target: Any, result: Any
         effective_sample_size_smallest=ess.min(axis=1),
         resamplings=resampled.sum(axis=1),
         unique_ancestors=survivors[:, -1],
+        effective_ancestors=np.atleast_1d(rj.smc.effective_ancestors(result.info.eve, result.log_weights)),
         models=1 if isinstance(target, rj.DiffusionModel) else len(target.models),
         t_min=float(result.info.time.ravel()[-1]),
         warnings=warnings,

@@ -9,7 +9,7 @@ from rnejax.smc.estimates import WeightedParticles, log_normalizer_with_error, r
 from rnejax.smc.faults import Fault, FaultCode, SMCError
 from rnejax.smc.loop import run
 from rnejax.smc.resampling import SCHEMES, Resampling
-from rnejax.smc.weights import CompensatedSum, effective_sample_size, log_mean_exp, normalize
+from rnejax.smc.weights import CompensatedSum, effective_ancestors, effective_sample_size, log_mean_exp, normalize
 
 __all__ = [
     "SCHEMES",
@@ -23,6 +23,7 @@ __all__ = [
     "SMCResult",
     "WeightedParticles",
     "diagnose",
+    "effective_ancestors",
     "effective_sample_size",
     "log_mean_exp",
     "log_normalizer_with_error",

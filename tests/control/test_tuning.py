@@ -13,7 +13,7 @@ import rnejax as rj
 from rnejax.control import Drift, Transport
 from rnejax.control.proposals import transport_effects
 from rnejax.control.steer import prepare
-from rnejax.control.tuning import fit_coefficients, normal_equations
+from rnejax.control.tuning import fit_coefficients, normal_equations, weights_before
 from rnejax.smc import Resampling, run
 from rnejax.systems import GaussianMixture
 
@@ -60,12 +60,16 @@ def test_weights_are_exact_whatever_the_transport(kind, threshold):
     assert not np.allclose(plain.particles, result.particles, atol=0.01), "the transport moves particles"
 
 
-@pytest.mark.parametrize("covariance", ["full", "diagonal", "hutchinson"])
-def test_effects_are_what_a_transport_does_to_the_mean_weight(covariance):
+@pytest.mark.parametrize(
+    ("covariance", "with_reward"), [("full", False), ("diagonal", False), ("hutchinson", False), ("full", True)]
+)
+def test_effects_are_what_a_transport_does_to_the_mean_weight(covariance, with_reward):
     """In one short step from many copies of one state, by common random numbers, to leading order in the step."""
     # Isotropic components far apart from each other: the trace is right for every choice of covariance.
     mixture = GaussianMixture([[0.5, 0.3], [-0.6, 0.1]], 0.4)
     target = rj.temper(mixture.model(PROCESS, covariance=covariance), BETA)
+    if with_reward:
+        target = rj.tilt(target, lambda x: 4.0 * x[0] - x[1], lambda t: 1.0, exact=False)
     t, count = 0.3, 40_000
     times = np.asarray([t * 0.998, t])
     x = jnp.broadcast_to(jnp.asarray([0.1, 0.7]), (count, 2))
@@ -240,5 +244,20 @@ def test_steps_are_run_from_noise_to_data_as_the_table_is(uneven, tuned):
     np.testing.assert_allclose(log_snr, PROCESS.level(TIMES[:0:-1]).log_snr, rtol=1e-5)
     assert (np.diff(log_snr) > 0).all()
     problem, steps, _ = prepare(KEY, uneven, TIMES, tuned.proposal, warn=False)
-    result = run(KEY, replace(problem, effects=True), steps, num_particles=16, resampling=Resampling(), progress=False)
+    result = run(
+        KEY,
+        replace(problem, effects=True),
+        steps,
+        num_particles=16,
+        resampling=Resampling(every=7),
+        save=("log_weights", "log_increments"),
+        progress=False,
+    )
     assert result.info.aux["effects"].shape == (len(TIMES), 16, 2)
+    # Increments belong to the particles as they were resampled: right after it, weights are equal.
+    saved = (np.asarray(result.info.saved[name], np.float64) for name in ("log_weights", "log_increments"))
+    weights = weights_before(*saved)
+    resampled = np.asarray(result.info.resampled)
+    assert resampled.sum() >= 5
+    np.testing.assert_allclose(weights[resampled], 1 / 16, rtol=1e-4)
+    assert np.ptp(weights[~resampled][20:], axis=1).min() > 1e-3

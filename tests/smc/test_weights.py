@@ -105,3 +105,18 @@ def test_weights_know_neither_a_constant_nor_an_order(log_weights, constant, ran
     np.testing.assert_allclose(
         smc.log_mean_exp(moved), smc.log_mean_exp(log_weights) + constant, rtol=EPS, atol=tolerance
     )
+
+
+class TestEffectiveAncestors:
+    def test_of_everybody_their_own_it_is_the_effective_sample_size(self):
+        log_weights = jax.random.normal(jax.random.key(0), (3, 50))
+        eve = jnp.tile(jnp.arange(50), (3, 1))
+        found = smc.effective_ancestors(eve, log_weights)
+        np.testing.assert_allclose(found, smc.effective_sample_size(log_weights), rtol=1e-5)
+
+    def test_families_count_by_their_weight_and_not_by_their_number(self):
+        """Two families of weights 3/4 and 1/4, of five members; a third has no weight left."""
+        eve = jnp.asarray([7, 7, 7, 1, 1, 4, 4, 4])
+        log_weights = jnp.log(jnp.asarray([1.0, 1.0, 1.0, 0.5, 0.5, 0.0, 0.0, 0.0]))
+        np.testing.assert_allclose(smc.effective_ancestors(eve, log_weights), 1 / (9 / 16 + 1 / 16), rtol=1e-6)
+        assert float(smc.effective_ancestors(jnp.zeros(8, int), log_weights)) == pytest.approx(1.0)
