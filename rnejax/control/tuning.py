@@ -26,7 +26,7 @@ import numpy as np
 from ..checks import check_count, check_number
 from ..kernels import Array
 from ..model import DiffusionModel
-from ..smc import Resampling, run
+from ..smc import Resampling, SMCError, run
 from .proposals import Drift, Transport, get_proposal
 from .steer import prepare
 from .targets import Target, as_target
@@ -38,7 +38,8 @@ class Tuned(NamedTuple):
     Attributes:
       proposal: for :func:`rnejax.steer`, of the same target on times as fine.
       variances: sum over steps of the variance of the log-increments, in nats^2, in every pilot: of the proposal given,
-        then after every round. Where none is smaller than the first, ``proposal`` is the one given.
+        then after every round, infinite (and the last) where weights broke down. Where none is smaller than the first,
+        ``proposal`` is the one given.
     """
 
     proposal: Drift
@@ -80,7 +81,7 @@ def tune_proposal(
     Raises:
       ValueError: for a proposal that is no drift, a reward of the exact scheme (whose auxiliary kernel may not move),
         or arguments that :func:`rnejax.steer` refuses.
-      SMCError: as :func:`rnejax.steer`.
+      SMCError: as :func:`rnejax.steer`, in the first pilot.
     """
     target = as_target(target)
     given = get_proposal(proposal)
@@ -103,15 +104,21 @@ def tune_proposal(
     tried, variances = [current], []
     for number, pilot_key in enumerate(jax.random.split(key, rounds + 1)):
         problem, steps, times = prepare(pilot_key, target, times, current, warn=False)
-        result = run(
-            pilot_key,
-            replace(problem, effects=True),
-            steps,
-            num_particles=num_particles,
-            resampling=Resampling(ess_threshold=ess_threshold),
-            save=("log_weights", "log_increments"),
-            progress=False,
-        )
+        try:
+            result = run(
+                pilot_key,
+                replace(problem, effects=True),
+                steps,
+                num_particles=num_particles,
+                resampling=Resampling(ess_threshold=ess_threshold),
+                save=("log_weights", "log_increments"),
+                progress=False,
+            )
+        except SMCError:
+            if number == 0:  # of what was given; a fit that breaks the run is only a bad one
+                raise
+            variances.append(np.inf)
+            break
         increments = np.asarray(result.info.saved["log_increments"], np.float64)[1:]
         weights = weights_before(np.asarray(result.info.saved["log_weights"], np.float64)[1:], increments)
         effects = np.asarray(result.info.aux["effects"], np.float64)[1:]

@@ -146,6 +146,17 @@ def test_the_best_that_was_measured_is_returned(uneven):
     assert again.proposal is not worse
 
 
+@pytest.mark.parametrize(("coefficient", "finite"), [(-0.5, True), (np.nan, False)])
+def test_a_fit_that_makes_things_worse_is_not_returned(uneven, monkeypatch, coefficient, finite):
+    given = Drift(coefficients=(0.75, 0.25))
+    monkeypatch.setattr("rnejax.control.tuning.fit_coefficients", lambda gram, *_: np.full(gram.shape[:2], coefficient))
+    found = rj.tune_proposal(KEY, uneven, TIMES, 64, rounds=2, proposal=given)
+    assert found.proposal is given
+    assert found.variances[1] > 2 * found.variances[0]
+    assert np.isfinite(found.variances[1]) == finite
+    assert len(found.variances) == (3 if finite else 2)
+
+
 def test_pilots_and_runs_of_other_transports_compile_once(uneven):
     traces = []
 
