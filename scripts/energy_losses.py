@@ -48,7 +48,7 @@ def collect(
 def markdown(
     rows: list[Row], columns: dict[str, str], free: Callable[[str, str], bool] = lambda loss, name: False
 ) -> str:
-    """Means and standard errors over seeds.
+    """Means and standard errors over seeds; of the milliseconds the median.
 
     ``columns`` are heads by name; where ``free(loss, name)``, the number means nothing.
     """
@@ -61,6 +61,6 @@ def markdown(
             values = np.asarray([row[name] for row in chosen])
             error = f" ± {values.std(ddof=1) / np.sqrt(len(values)):.4f}" if len(values) > 1 else ""
             cells.append("free" if free(loss, name) else f"{values.mean():.4f}{error}")
-        speed = np.mean([row["ms_per_step"] for row in chosen])
+        speed = np.median([row["ms_per_step"] for row in chosen])  # a machine that did other things too is slower once
         lines.append(f"| {problem} | {loss} | {len(chosen)} | " + " | ".join(cells) + f" | {speed:.1f} |")
     return "\n".join(lines) + "\n"
