@@ -62,6 +62,7 @@ def scaling(rows: list[dict[str, Any]]) -> None:
     names = {
         "symmetric": "symmetric",
         "symmetric, true energy": "symmetric, reweighted",
+        "tuned": "tuned on pilots",
         "(1, 0)": "(1, 0)",
         "floor": "floor",
     }
@@ -70,7 +71,7 @@ def scaling(rows: list[dict[str, Any]]) -> None:
         own = [row for row in rows if row["system"] == system]
         temperatures = [row["temperature"] for row in own]
         rows_here = [row for row in own if row["temperature"] == min(temperatures) and row[other] == fixed]
-        sizes = sorted({row[axis] for row in rows_here if row["row"] == "symmetric"})
+        sizes = sorted({row[axis] for row in rows_here if row["row"] in names and row["row"] != "floor"})
         lines, bars = {}, {}
         for name, label in names.items():
             values = [[r["energy_w1"] for r in rows_here if r["row"] == name and r[axis] == size] for size in sizes]
