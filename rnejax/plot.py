@@ -306,6 +306,8 @@ def curves(
       log, log_x: scales of the vertical and of the horizontal axis.
       errors: half-lengths of the error bars of some of the groups, by name.
     """
+    from matplotlib.ticker import LogFormatter, NullLocator
+
     figure = _figure(6.8, 3.4)
     ax = figure.subplots()
     colours = _colours(len(groups))
@@ -320,7 +322,9 @@ def curves(
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear", xscale="log" if log_x else "linear")
     if log_x:
         ax.set_xticks(np.asarray(x), [f"{value:g}" for value in np.asarray(x)], minor=False)
-        ax.minorticks_off()
+        ax.xaxis.set_minor_locator(NullLocator())
+    if log:  # within one decade the minor ticks are all there is
+        ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.2, 0.4)))
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.set_title(title, fontsize=9, color=INK)
     return _clean(figure)
@@ -354,7 +358,7 @@ def _figure(width: float, height: float) -> Figure:
 def _clean(figure: Figure) -> Figure:
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8, colors=INK)
+        ax.tick_params(which="both", labelsize=8, colors=INK)
         ax.xaxis.label.set(fontsize=9, color=INK)
         ax.yaxis.label.set(fontsize=9, color=INK)
     return figure

@@ -108,6 +108,14 @@ def test_a_histogram_of_nothing_is_an_error():
         plot.log_density_histogram({"a": [np.nan]})
 
 
+def test_a_logarithmic_axis_within_one_decade_has_numbers():
+    figure = plot.curves([1, 2, 4], {"error": [1.5, 2.5, 6.0]}, xlabel="n", ylabel="error", log=True, log_x=True)
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].yaxis.get_minorticklabels()]
+    assert sum(bool(label) for label in labels) >= 2
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "4"]
+
+
 def test_drawing_neither_needs_a_display_nor_keeps_figures_open(tmp_path):
     code = (
         "import sys, numpy as np; from rnejax import plot\n"
