@@ -116,8 +116,6 @@ def steer(
     """
     target = as_target(target)
     problem, steps, times = prepare(key, target, times, proposal, warn)
-    rewards, strengths = problem.rewards, target.strengths_at(times)
-    arrival_times = np.concatenate([times[-1:], times[::-1][1:]])
     result = run(
         key,
         problem,
@@ -136,21 +134,11 @@ def steer(
         progress=progress,
         check=False,
     )
-    steered = summarise(result, problem, target.process.level(times[0]), arrival_times)
+    steered = summarise(result, problem, target.process.level(times[0]), times[::-1])
     if not is_traced(steered):
-        if any(reward.host for reward in rewards):
-            jax.block_until_ready(steered)  # the last callback has returned
-            for reward in rewards:
-                reward.raise_failure()
-        if check:
-            raise_on_fault(
-                steered,
-                num_particles=num_particles,
-                num_steps=len(times) - 1,
-                describe=_describe(result.info.aux, arrival_times),
-            )
+        raise_failures(steered, result, problem, times, num_particles, check)
         if warn:
-            for message in diagnose(steered) + warn_of_constraints(result.info.aux, strengths):
+            for message in diagnose(steered) + warn_of_constraints(result.info.aux, target.strengths_at(times)):
                 warnings.warn(message, SteeringWarning, stacklevel=2)
     return steered
 
@@ -188,6 +176,23 @@ def prepare(
     evaluate_last = chosen.needs_auxiliary(exponents.sum(axis=1))
     check_last_time(process, times, evaluate_last)
     return problem, control_steps(process, times, exponents, strengths, evaluate_last), times
+
+
+def raise_failures(
+    steered: Steered, result: Any, problem: Steer, times: np.ndarray, num_particles: int, check: bool = True
+) -> None:
+    """Raises RewardError where a host reward failed and, with ``check``, SMCError for weights that are no numbers."""
+    if any(reward.host for reward in problem.rewards):
+        jax.block_until_ready(result)  # the last callback has returned
+        for reward in problem.rewards:
+            reward.raise_failure()
+    if check:
+        raise_on_fault(
+            steered,
+            num_particles=num_particles,
+            num_steps=len(times) - 1,
+            describe=_describe(result.info.aux, times[::-1]),
+        )
 
 
 class SteeringWarning(UserWarning):

@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..checks import check_count, check_number
+from ..checks import check_count, check_number, is_traced
 from ..kernels import Array
 from ..model import DiffusionModel
 from ..smc import Resampling, SMCError, run
 from .proposals import Drift, Transport, get_proposal
-from .steer import prepare
+from .steer import prepare, raise_failures, summarise
 from .targets import Target, as_target
 
 
@@ -80,9 +80,12 @@ def tune_proposal(
 
     Raises:
       ValueError: for a proposal that is no drift, a reward of the exact scheme (whose auxiliary kernel may not move),
-        or arguments that :func:`rnejax.steer` refuses.
+        arguments that :func:`rnejax.steer` refuses, or a call inside jax.jit.
+      RewardError: as :func:`rnejax.steer`.
       SMCError: as :func:`rnejax.steer`, in the first pilot.
     """
+    if is_traced(key, target):
+        raise ValueError("tune_proposal runs pilots and looks at them: call it outside jax.jit; steer may be inside")
     target = as_target(target)
     given = get_proposal(proposal)
     if not isinstance(given, Drift):
@@ -113,7 +116,10 @@ def tune_proposal(
                 resampling=Resampling(ess_threshold=ess_threshold),
                 save=("log_weights", "log_increments"),
                 progress=False,
+                check=False,
             )
+            steered = summarise(result, problem, target.process.level(times[0]), times[::-1])
+            raise_failures(steered, result, problem, times, num_particles)
         except SMCError:
             if number == 0:  # of what was given; a fit that breaks the run is only a bad one
                 raise
@@ -128,8 +134,9 @@ def tune_proposal(
             change = -fit_coefficients(gram, slope, smoothing, ridge)
             assert current.transport is not None
             # Steps run from the largest time, tables from the smallest log-SNR: the same order.
-            found = current.transport.coefficients + change.astype(np.float32)
-            current = replace(current, transport=current.transport._replace(coefficients=jnp.asarray(found)))
+            before = current.transport.coefficients
+            found = before + jnp.asarray(change, before.dtype)
+            current = replace(current, transport=current.transport._replace(coefficients=found))
             tried.append(current)
     best = int(np.argmin(variances))
     return Tuned(tried[best] if best > 0 else given, np.asarray(variances))
@@ -181,8 +188,7 @@ def weights_before(log_weights: np.ndarray, increments: np.ndarray) -> np.ndarra
     What is -inf at the end and lost its weight in this very step counts as lost before: its increment is no number to
     regress on.
     """
-    with np.errstate(invalid="ignore"):
-        log_weights = log_weights - increments
-    log_weights = np.where(np.isnan(log_weights), -np.inf, log_weights)
+    lost = log_weights == -np.inf
+    log_weights = np.where(lost, -np.inf, log_weights - np.where(lost, 0.0, increments))
     weights = np.exp(log_weights - log_weights.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)

@@ -43,10 +43,10 @@ def run(config: SteerRun, output: Output) -> None:
     comparison = None if config.molecule is None else Comparison(config.molecule, model, config.model)
     require_pictures()
     folder = output.open()
-    key, key_uncorrected, key_sheet = jax.random.split(jax.random.key(config.seed), 3)
+    key, key_uncorrected, key_sheet, key_pilots = jax.random.split(jax.random.key(config.seed), 4)
     proposal: Any = config.proposal
     if config.pilot_particles is not None:
-        proposal = tune(folder, config, config.pilot_particles, target, times)
+        proposal = tune(key_pilots, folder, config, config.pilot_particles, target, times)
     settings: dict[str, Any] = {
         "num_particles": config.num_particles,
         "num_groups": config.num_groups,
@@ -96,11 +96,11 @@ def check_pilots(config: SteerRun, target: Any) -> None:
         )
 
 
-def tune(folder: RunFolder, config: SteerRun, num_particles: int, target: Any, times: Any) -> Any:
+def tune(key: jax.Array, folder: RunFolder, config: SteerRun, num_particles: int, target: Any, times: Any) -> Any:
     """The proposal that the pilots found, with what they measured."""
     with folder.timed("seconds_pilots"):
         tuned = rj.tune_proposal(
-            jax.random.fold_in(jax.random.key(config.seed), 1),
+            key,
             target,
             times,
             num_particles,

@@ -239,6 +239,21 @@ class TestRefusals:
         with pytest.raises(ValueError, match="noising kernel"):
             rj.steer(KEY, target, TIMES, 8, proposal=Drift(transport=some_transport(2)), **QUIET)
 
+    def test_inside_jit(self, uneven):
+        with pytest.raises(ValueError, match=r"outside jax\.jit"):
+            jax.jit(lambda key: rj.tune_proposal(key, uneven, TIMES, 8).variances)(KEY)
+
+    def test_what_a_host_reward_and_a_network_do_wrong_is_told_as_steer_tells_it(self):
+        def fails(x):
+            raise RuntimeError("no such pocket")
+
+        target = rj.tilt(FIRST.model(PROCESS), fails, exact=False, host=True)
+        with pytest.raises(rj.control.RewardError, match="no such pocket"):
+            self.tune(target, rj.time_grid(PROCESS, 5), 8)
+        broken = rj.DiffusionModel(PROCESS, lambda x, t: x * jnp.where(t < 0.5, jnp.nan, -1.0), shape=(2,))
+        with pytest.raises(rj.smc.SMCError, match=r"t = 0\.\d+: model 0 returned NaN"):
+            self.tune(rj.temper(broken, BETA), rj.time_grid(PROCESS, 5), 8)
+
     def test_numbers_that_are_none(self, uneven):
         for wrong in ({"num_particles": 0}, {"rounds": 0}, {"smoothing": 0.0}, {"ridge": -1.0}):
             with pytest.raises(ValueError, match=next(iter(wrong))):
