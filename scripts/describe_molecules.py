@@ -8,13 +8,19 @@ At the model's own temperature T0 and at each colder one, on reference samples o
 
 A slope of d makes an annealed sample of exponent beta one of temperature 1 / (beta (1 / kT0 - d)).
 
+With --samples, as many of the model's own samples are looked at as well: the share whose energy lies above all of the
+reference's, the mean excess of the others, and for a molecule how it is made up of bonds, angles, torsions, pairs and
+solvent. With another number of steps this tells an error of the network from one of the steps.
+
     python scripts/describe_molecules.py lj13 --start 2.0 --temperatures 1.5 0.8 [--reference lj13] [--points 96]
+    python scripts/describe_molecules.py alanine_dipeptide --start 800 --points 0 --samples 600 [--steps 400]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +31,25 @@ import rnejax as rj
 from rnejax.systems import metrics
 from rnejax.systems.references import load_reference
 
+TERMS = ("bonds", "angles", "torsions", "pairs", "solvent")
+
+
+def describe_samples(model: rj.DiffusionModel, stored: Any, times: Any, count: int) -> dict[str, float]:
+    """Whose energies are too high, and in which terms, in the system's units."""
+    system = stored.system
+    made, real = rj.sample(jax.random.key(5), model, times, num_samples=count).x, jnp.asarray(stored.x[0])
+    energy, reference = metrics.energies(system, made), metrics.energies(system, real)
+    inside = energy <= reference.max()
+    row = {
+        "above_all": 1 - float(inside.mean()),
+        "excess": float(energy[inside].mean() - reference.mean()),
+        "error_of_excess": float(np.hypot(*(each.std() / np.sqrt(len(each)) for each in (energy[inside], reference)))),
+    }
+    if hasattr(system, "energy_terms"):
+        terms = [np.asarray(jax.lax.map(system.energy_terms, each, batch_size=1000)) for each in (made[inside], real)]
+        row |= dict(zip(TERMS, (terms[0].mean(0) - terms[1].mean(0)).tolist(), strict=True))
+    return row
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,7 +57,8 @@ def main() -> None:
     parser.add_argument("--reference", help="by default the model's name")
     parser.add_argument("--start", type=float, required=True)
     parser.add_argument("--temperatures", type=float, nargs="*", default=[])
-    parser.add_argument("--points", type=int, default=96)
+    parser.add_argument("--points", type=int, default=96, help="configurations of each temperature; 0 for none")
+    parser.add_argument("--samples", type=int, default=0, help="of the model itself, at its own temperature")
     parser.add_argument("--paths", type=int, default=8)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--grid", default=None)
@@ -44,8 +70,11 @@ def main() -> None:
     kT = system.thermal_energy(options.start)
     times = rj.time_grid(model.process, options.steps, options.grid)
     scale = float(model.transform.scale)
+    if options.samples:
+        row = describe_samples(model, load_reference(reference, options.start), times, options.samples)
+        print(json.dumps({name: round(value, 4) for name, value in row.items()}), flush=True)
     log_normalizer = None
-    for temperature in (options.start, *options.temperatures):
+    for temperature in (options.start, *options.temperatures) if options.points else ():
         stored = load_reference(reference, temperature).x[-1]
         x = jnp.asarray(stored[:: max(1, len(stored) // options.points)][: options.points])
         force = -jax.vmap(jax.grad(system.energy))(x) * scale / kT

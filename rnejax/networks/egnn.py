@@ -37,6 +37,9 @@ class EGNN(nnx.Module):
         radial_growth: log of how much further apart they are at ``reach`` than at zero: bonds and walls are stiff,
             and what acts over a long distance is smooth.
         embedding: size of the embedding of the noise level.
+        pair_types: let every pair of kinds have its own modulation of messages, going in and coming out. In a
+            molecule one distance means a bond for one pair and a clash for another; a sum of two kinds has to say so
+            through a hidden layer that all pairs share.
         output: "vector", of the shape of x and without a centre of mass, "scalar", a number, or "energy": the energy
             of standard normal data without a centre of mass, |x|^2 / 2 + (d / 2) log(2 pi) with d = (n - 1) k, plus
             that number.
@@ -55,6 +58,7 @@ class EGNN(nnx.Module):
         reach: float = 4.0,
         radial_growth: float = 3.0,
         embedding: int = 64,
+        pair_types: bool = False,
         output: str = "vector",
         time_scale: str = "logit",
         rngs: nnx.Rngs,
@@ -71,11 +75,17 @@ class EGNN(nnx.Module):
         self.noise_embedding = NoiseEmbedding(embedding, time_scale, rngs=rngs)
         self.kind_embedding = nnx.Embed(max(self.kinds) + 1, features, rngs=rngs)
         self.from_noise = nnx.Linear(embedding, features, rngs=rngs)
-        self.layers = nnx.List([Messages(features, num_radial + 1, embedding, rngs=rngs) for _ in range(num_layers)])
+        types = int(self._pair_types().max()) + 1 if pair_types else 0
+        self.layers = nnx.List(
+            [Messages(features, num_radial + 1, embedding, types, rngs=rngs) for _ in range(num_layers)]
+        )
         zeros = nnx.initializers.zeros_init()
         # Two numbers per pair: what the round adds to the answer, and what moves the particles before the next one.
         self.last = nnx.List(
             [nnx.Linear(features, 2, use_bias=False, kernel_init=zeros, rngs=rngs) for _ in range(num_layers)]
+        )
+        self.last_of_types = nnx.List(
+            [nnx.Embed(types, 2 * features, embedding_init=zeros, rngs=rngs) for _ in range(num_layers if types else 0)]
         )
         self.last_of_particles = nnx.Linear(features, 1, kernel_init=zeros, rngs=rngs) if output != "vector" else None
 
@@ -100,12 +110,18 @@ class EGNN(nnx.Module):
         joint, difference = ends[0] + ends[1], ends[0] - ends[1]
         h = self.kind_embedding(jnp.asarray(self.kinds)) + self.from_noise(e)[..., None, :]
         moved, vector, pairs = x, jnp.zeros_like(x), jnp.zeros(x.shape[:-2], x.dtype)
-        for layer, last in zip(self.layers, self.last, strict=True):
+        types = jnp.asarray(self._pair_types())
+        for number, (layer, last) in enumerate(zip(self.layers, self.last, strict=True)):
             differences = jnp.einsum("pn,...nk->...pk", difference, moved)
             # A distance has no derivative at zero; two particles in one place push each other nowhere.
             distances = jnp.sqrt(jnp.sum(differences**2, axis=-1, keepdims=True) + 1e-12)
-            h, messages = layer(h, self._radial(distances), e, joint)
+            h, messages = layer(h, self._radial(distances), e, joint, types)
             pull, push = jnp.split(last(messages), 2, axis=-1)
+            if self.last_of_types:
+                # Written as sums, since a product of matrices for each pair is slow on a CPU.
+                of_pull, of_push = jnp.split(self.last_of_types[number](types), 2, axis=-1)
+                pull = pull + jnp.sum(messages * of_pull, axis=-1, keepdims=True)
+                push = push + jnp.sum(messages * of_push, axis=-1, keepdims=True)
             if self.output != "vector":
                 pairs = pairs + jnp.sum(pull, axis=(-2, -1)) / self.shape[0]
             directions = differences / (1 + distances)
@@ -113,10 +129,15 @@ class EGNN(nnx.Module):
             moved = moved + layer.step(e)[..., None] * jnp.einsum("pn,...pk->...nk", difference, push * directions)
         if self.last_of_particles is None:
             return vector
-        number = pairs + jnp.sum(self.last_of_particles(nnx.silu(h)), axis=(-2, -1))
+        scalar = pairs + jnp.sum(self.last_of_particles(nnx.silu(h)), axis=(-2, -1))
         if self.output == "scalar":
-            return number
-        return number + normal_energy(x, 2, (self.shape[0] - 1) * self.shape[1])
+            return scalar
+        return scalar + normal_energy(x, 2, (self.shape[0] - 1) * self.shape[1])
+
+    def _pair_types(self) -> np.ndarray:
+        """Which two kinds every unordered pair has, numbered from 0: (pairs,)."""
+        ends = np.sort(np.asarray(self.kinds)[np.stack(np.triu_indices(self.shape[0], k=1))], axis=0)
+        return np.unique(ends, axis=1, return_inverse=True)[1].reshape(-1)
 
     def _radial(self, distances: jax.Array) -> jax.Array:
         """Gaussians of the distance, and one function that never dies: (..., num_radial + 1)."""
@@ -130,17 +151,24 @@ class EGNN(nnx.Module):
 class Messages(nnx.Module):
     """One round: m_ij = phi(h_i + h_j, d_ij, t) = m_ji, and h_i + psi(sum_j m_ij); ``step`` scales the moves after."""
 
-    def __init__(self, features: int, radial: int, embedding: int, *, rngs: nnx.Rngs):
+    def __init__(self, features: int, radial: int, embedding: int, types: int = 0, *, rngs: nnx.Rngs):
         self.of_particles = nnx.Linear(features, features, rngs=rngs)
         self.of_distance = nnx.Linear(radial, features, use_bias=False, rngs=rngs)
-        self.modulation = nnx.Linear(embedding, 2 * features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        zeros = nnx.initializers.zeros_init()
+        self.modulation = nnx.Linear(embedding, 2 * features, kernel_init=zeros, rngs=rngs)
+        self.modulation_of_types = nnx.Embed(types, 2 * features, embedding_init=zeros, rngs=rngs) if types else None
         self.second = nnx.Linear(features, features, rngs=rngs)
         self.update = nnx.Linear(features, features, rngs=rngs)
-        self.closing = nnx.Linear(features, features, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.closing = nnx.Linear(features, features, kernel_init=zeros, rngs=rngs)
         self.step = nnx.Linear(embedding, 1, rngs=rngs)
 
-    def __call__(self, h: jax.Array, radial: jax.Array, e: jax.Array, joint: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scale, shift = jnp.split(self.modulation(e)[..., None, :], 2, axis=-1)
+    def __call__(
+        self, h: jax.Array, radial: jax.Array, e: jax.Array, joint: jax.Array, types: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        modulation = self.modulation(e)[..., None, :]
+        if self.modulation_of_types is not None:
+            modulation = modulation + self.modulation_of_types(types)
+        scale, shift = jnp.split(modulation, 2, axis=-1)
         seen = jnp.einsum("pn,...nf->...pf", joint, self.of_particles(h)) + self.of_distance(radial)
         messages = nnx.silu(self.second(nnx.silu((1 + scale) * seen + shift)))
         gathered = jnp.einsum("pn,...pf->...nf", joint, messages) / np.sqrt(joint.shape[-1] - 1)

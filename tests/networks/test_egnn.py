@@ -59,6 +59,35 @@ def test_particles_of_one_kind_are_interchangeable_and_those_of_two_are_not():
     np.testing.assert_allclose(two(x[swapped]), two(x)[swapped], atol=1e-5)
 
 
+@pytest.mark.parametrize("determinant", [1, -1], ids=["rotation", "reflection"])
+def test_with_pair_types_symmetries_stay(determinant):
+    f, x, turn = network(kinds=(0, 1, 0, 1, 1), pair_types=True), configuration(), rotation(determinant)
+    np.testing.assert_allclose(f(x @ turn + 3.0), f(x) @ turn, atol=1e-4)
+    np.testing.assert_allclose(f(x).mean(axis=0), 0, atol=1e-5)
+    swapped = jnp.asarray([2, 1, 0, 3, 4])
+    np.testing.assert_allclose(f(x[swapped]), f(x)[swapped], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["last_of_types", "modulation_of_types"])
+def test_a_type_of_pairs_changes_the_forces_of_its_own_pairs(name):
+    """One round, so that nothing spreads: pairs are those of kinds 00, 01, 11, 02, 12, of which one is changed."""
+    kinds = (0, 1, 0, 1, 2)
+    apply, params = functional(build("egnn", KEY, shape=SHAPE, features=16, num_layers=1, kinds=kinds, pair_types=True))
+    assert params["last_of_types"][0]["embedding"].shape[0] == 5  # nobody makes a pair of kinds 22
+    params["last"][0]["kernel"] = jnp.ones_like(params["last"][0]["kernel"])
+    table = params["last_of_types"][0] if name == "last_of_types" else params["layers"][0][name]
+    x = configuration()
+    before = apply(params, x, T)
+    # Types are numbered in order: 00, 01, 02, 11, 12. The only pair of kinds 11 is that of particles 1 and 3.
+    table["embedding"] = table["embedding"].at[3].set(1.0)
+    change = apply(params, x, T) - before
+    assert float(jnp.abs(change[jnp.asarray([0, 2, 4])]).max()) == 0
+    along = (x[1] - x[3]) / jnp.linalg.norm(x[1] - x[3])
+    assert float(jnp.abs(change[1]).max()) > 1e-3
+    np.testing.assert_allclose(change[1], (change[1] @ along) * along, atol=1e-5)
+    np.testing.assert_allclose(change[3], -change[1], atol=1e-6)
+
+
 def test_the_noise_level_matters():
     f, x = network(), configuration()
     assert float(jnp.abs(f(x, jnp.asarray(0.9)) - f(x)).max()) > 1e-3
