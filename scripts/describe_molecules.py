@@ -6,6 +6,10 @@ At the model's own temperature T0 and at each colder one, on reference samples o
     delta         log p(x) + U(x) / kT0 + log Z, by RNE with several paths: its mean, its spread, and its slope against
                   U, which is by how much the model gets 1 / kT0 wrong. log Z makes the mean zero at T0.
 
+    energy_shift   by how much the mean energy of p^(T0 / T) lies above that of the reference, with its error:
+                   the reference reweighted by exp((T0 / T) delta), which is what annealing without any error of its own
+                   would give. What a sampler misses beyond it is the sampler's.
+
 A slope of d makes an annealed sample of exponent beta one of temperature 1 / (beta (1 / kT0 - d)).
 
 With --samples, as many of the model's own samples are looked at as well: the share whose energy lies above all of the
@@ -84,12 +88,19 @@ def main() -> None:
         delta = np.asarray(density.log_density, np.float64) + energy / kT
         log_normalizer = -delta.mean() if log_normalizer is None else log_normalizer
         delta = delta + log_normalizer
+        weights = np.asarray(jax.nn.softmax(jnp.asarray(options.start / temperature * delta)))
+        shift = weights @ energy - energy.mean()
+        # Of a ratio of means, and against the mean of the same configurations.
+        influence = len(energy) * weights * (energy - weights @ energy) - (energy - energy.mean())
         row = {
             "temperature": temperature,
             "score_error": float(jnp.sum((score - force) ** 2) / jnp.sum(force**2)),
             "delta": float(delta.mean()),
             "delta_sd": float(delta.std(ddof=1)),
             "delta_slope": float(np.polyfit(energy, delta, 1)[0]),
+            "energy_shift": float(shift),
+            "error_of_shift": float(influence.std(ddof=1) / np.sqrt(len(energy))),
+            "ess": float(1 / np.sum(weights**2)),
             "path_error": float(np.nanmean(np.asarray(density.standard_error))),
             "log_normalizer_at_start": log_normalizer,
         }

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -77,6 +78,16 @@ def test_aligned_copies_have_no_distance_and_mirror_images_have_one():
     assert metrics.aligned_wasserstein(mirrored, x) > 0.5
 
 
+def test_aligned_distance_is_the_root_of_the_mean_square_by_weight():
+    """A quarter of the weight on a copy that is half as large again, turned away: W_2 = sqrt(1/4) |x| / 2."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(5, 3))
+    x -= x.mean(axis=0)
+    ours = np.stack([x, 1.5 * x @ rotation(rng)])
+    found = metrics.aligned_wasserstein(ours, np.stack([x, x]), [0.75, 0.25])
+    np.testing.assert_allclose(found, 0.5 * 0.5 * np.linalg.norm(x), rtol=1e-6)
+
+
 def test_alignment_is_the_best_rotation():
     """Against scipy's Kabsch algorithm."""
     from scipy.spatial.transform import Rotation
@@ -94,6 +105,8 @@ def test_jensen_shannon_is_between_nothing_and_log_two():
     angles = RNG.uniform(-np.pi, np.pi, size=(400, 2))
     shares = metrics.torsion_histogram(angles, 8)
     assert shares.shape == (8, 8)
+    one = metrics.torsion_histogram([[-3.0, 3.0]], 8)
+    assert one[0, 7] == 1, "phi goes along the first axis"
     assert metrics.jensen_shannon(shares, shares) == 0
     left, right = np.eye(4)[0], np.eye(4)[1]
     np.testing.assert_allclose(metrics.jensen_shannon(left, right), np.log(2))
@@ -116,13 +129,15 @@ def test_the_free_energy_along_a_torsion_is_that_of_its_law():
 
 
 def test_free_energies_along_a_torsion_differ_by_what_one_side_was_lowered():
-    """Half of the circle made e times as likely as the other: +1/2 and -1/2 about the mean, in the middle of both."""
+    """Half of the circle made e^2 times as likely as the other; the resolution is added to the share of every bin."""
     even = np.linspace(-np.pi, np.pi, 72_000, endpoint=False) + 1e-5
-    weights = np.where(even > 0, np.e, 1.0)
+    weights = np.where(even > 0, np.exp(2.0), 1.0)
     weights /= weights.sum()
-    share = 0.5 * (0.5 + np.e / (1 + np.e))  # of the favoured half, over both sets alike
-    expected = np.sqrt(share * (1 - share))
-    np.testing.assert_allclose(metrics.torsion_free_energy_error(even, even, weights), expected, rtol=0.02)
+    favoured = np.exp(2.0) / (1 + np.exp(2.0))
+    high, low = (np.log(2 * share / 36 + 2.5e-4) for share in (favoured, 1 - favoured))
+    share = 0.5 * (0.5 + favoured)  # of the favoured half, over both sets alike
+    expected = (high - low) * np.sqrt(share * (1 - share))
+    np.testing.assert_allclose(metrics.torsion_free_energy_error(even, even, weights), expected, rtol=1e-3)
     assert metrics.torsion_free_energy_error(even, even) == 0
     copies = np.concatenate([even, even[even > 0]])
     doubled = np.where(even > 0, 2.0, 1.0) / (1.5 * len(even))
@@ -152,7 +167,16 @@ def test_a_molecule_is_compared_in_its_standard_form_and_by_weight():
     log_weights = np.repeat([-np.inf, 0.0], 40)
     by_weight = metrics.compare(system, both, cold, log_weights)
     assert all(by_weight[name] == pytest.approx(0, abs=1e-5) for name in names)
-    assert metrics.compare(system, hot, cold)["aligned_w2"] > 0.05
+    apart = metrics.compare(system, hot, cold)
+    assert apart["aligned_w2"] > 0.05
+    phi, theirs = (np.asarray(jax.vmap(system.torsions)(metrics.standard_form(system, x)))[:, 0] for x in (hot, cold))
+    assert apart["phi_free_energy"] == pytest.approx(metrics.torsion_free_energy_error(phi, theirs), abs=1e-6)
+
+
+def test_what_is_aligned_is_spread_over_all_of_a_set():
+    with np.load(Path(__file__).parent / "alanine_dipeptide_frames.npz") as arrays:
+        x = np.repeat(arrays["positions"][-1][[0, 20]].astype(np.float32), 20, axis=0)
+    assert metrics.compare(AlanineDipeptide(), x, x, most_aligned=10)["aligned_w2"] == pytest.approx(0, abs=1e-5)
 
 
 def test_everything_at_once_for_a_cluster_and_for_a_surface():
