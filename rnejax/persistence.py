@@ -56,12 +56,22 @@ def trained_on(name_or_path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
     Its ``biases`` are left out: models of differently biased potentials belong to one molecule.
     """
-    try:
-        settings = _header(_find(name_or_path)).get("settings")
-        system = settings["data"]["system"] if isinstance(settings, dict) else None
-    except (FileNotFoundError, KeyError, TypeError):
-        return None
+    system = _training_data(name_or_path).get("system")
     return None if system is None else {name: value for name, value in system.items() if name != "biases"}
+
+
+def training_temperature(name_or_path: str | os.PathLike[str]) -> float | None:
+    """Of the samples that a stored model was trained on, in their system's unit; None where its file does not say."""
+    return _training_data(name_or_path).get("temperature")
+
+
+def _training_data(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The section ``data`` of the configuration that a stored model was trained with; empty where there is none."""
+    try:
+        data = _header(_find(name_or_path))["settings"]["data"]
+    except (FileNotFoundError, KeyError, TypeError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def save_model(

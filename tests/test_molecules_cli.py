@@ -232,6 +232,41 @@ def test_particles_are_held_against_the_reference_and_the_true_energy(reference,
     np.testing.assert_allclose(metrics["against_reference"]["energy_w1"], expected, rtol=1e-4)
 
 
+def test_clashes_are_counted_and_weigh_nothing_for_the_true_energy(reference, trained, tmp_path, monkeypatch):
+    from rnejax.systems import LennardJones
+
+    energy = LennardJones.energy
+    clash = lambda self, x: jax.numpy.where(x[0, 0] > x[1, 0], jax.numpy.inf, energy(self, x))  # noqa: E731
+    monkeypatch.setattr(LennardJones, "energy", clash)
+    tree = steering(reference, trained)
+    tree["molecule"] = tree["molecule"] | {"reference": None}
+    assert main(["steer", write(tmp_path, tree, "s.yaml"), "--output", str(tmp_path / "out")]) == 0
+    x = np.load(tmp_path / "out" / "samples.npz")["x"].reshape(-1, 3, 2)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    count = int(np.sum(x[:, 0, 0] > x[:, 1, 0]))
+    assert 0 < count < 64
+    assert metrics["infinite_energies"] == count
+    assert 1 <= metrics["reweighted"]["effective_sample_size"] <= 64 - count
+
+
+@pytest.mark.parametrize(("exponent", "told"), [(4.0, True), (2.0, False)])
+def test_a_target_of_another_temperature_is_told(reference, trained, tmp_path, capsys, exponent, told):
+    """Trained at T = 2: to the power 4 it is of T = 0.5, and is held against T = 1."""
+    tree = steering(reference, trained, target={"kind": "temper", "exponent": exponent}, compare_uncorrected=False)
+    assert main(["steer", write(tmp_path, tree, "s.yaml"), "--output", str(tmp_path / "out")]) == 0
+    message = "the target is the law of temperature 0.5, and is held against molecule.temperature = 1"
+    assert (message in capsys.readouterr().err) == told
+
+
+def test_feynman_kac_has_no_true_energy(reference, trained, tmp_path, capsys):
+    tree = steering(reference, trained, proposal="feynman_kac", compare_uncorrected=False)
+    assert main(["steer", write(tmp_path, tree, "s.yaml"), "--output", str(tmp_path / "out")]) == 0
+    assert "molecule.reweight is left out" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert "against_reference" in metrics
+    assert "reweighted" not in metrics
+
+
 def test_pilots_tune_the_proposal(reference, trained, tmp_path):
     """Their variances are told, and the particles are other ones than those of the symmetric proposal."""
     found = {}

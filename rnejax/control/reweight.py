@@ -36,8 +36,8 @@ def reweight(result: Steered, target: Target | DiffusionModel, log_density: Call
         atoms: such particles get no weight).
 
     Raises:
-      ValueError: for a target with rewards, another number of models than the result has, or a log-density that is NaN
-        or +inf.
+      ValueError: for a result of ``feynman_kac``, a target with rewards, another number of models than the result has,
+        or a log-density that is NaN or +inf.
     """
     target = as_target(target)
     if target.rewards:
@@ -45,6 +45,11 @@ def reweight(result: Steered, target: Target | DiffusionModel, log_density: Call
     if len(target.models) != result.log_densities.shape[-1]:
         raise ValueError(
             f"the result has densities of {result.log_densities.shape[-1]} models, the target has {len(target.models)}"
+        )
+    if not np.all(result.info.kernel_ratios):
+        raise ValueError(
+            "the result is of proposal='feynman_kac', whose weights are no ratios of kernels: there is no weight that "
+            "leads from them to another law; steer with 'symmetric' or (c_a, c_b)"
         )
     exponents = target.exponents_at(np.ravel(np.asarray(result.info.time))[-1:])[0]
     shape = target.models[0].shape

@@ -35,7 +35,7 @@ class Steered(NamedTuple):
       info: per step, in order of execution (t_max to t_min): ``time`` arrived at, ``ess`` after weighing, ``resampled``
         (whether the step began by resampling), ``num_resamplings`` (a final one included),
         ``log_normalizer_increments``, ``unique_ancestors``, what was ``saved``, and ``eve``, the initial ancestor of
-        every particle.
+        every particle; ``kernel_ratios``, whether weights are ratios of kernels: all but those of ``feynman_kac`` are.
       standard_error: of the log of the groups' mean normalising constant; NaN without groups, where one number has no
         spread.
     """
@@ -56,6 +56,7 @@ class SteerInfo(NamedTuple):
     log_normalizer_increments: Array
     unique_ancestors: Array
     eve: Array
+    kernel_ratios: np.ndarray
     fault: Any
     saved: dict[str, Any]
 
@@ -224,6 +225,7 @@ def summarise(result: Any, problem: Steer, bottom: NoiseLevel, times: np.ndarray
             num_resamplings=info.num_resamplings,
             log_normalizer_increments=increments[..., 1:],
             eve=info.eve,
+            kernel_ratios=np.full(result.log_normalizer.shape, not isinstance(problem.proposal, FeynmanKac)),
             fault=fault,
             saved=jax.tree.map(lambda leaf: jax.lax.slice_in_dim(leaf, 1, None, axis=axis), info.saved),
             **by_step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
@@ -11,8 +12,8 @@ import numpy as np
 import rnejax as rj
 
 from .. import plot
-from ..config import ConfigError, MoleculeComparison
-from ..persistence import trained_on
+from ..config import ConfigError, MoleculeComparison, Plain, Product, Temper
+from ..persistence import trained_on, training_temperature
 from .build import build_system, load_reference_of
 from .folder import RunFolder, require_molecules
 
@@ -20,11 +21,13 @@ from .folder import RunFolder, require_molecules
 class Comparison:
     """The system, its temperature, and the last of its reference sets; ``name`` is that of the model.
 
+    Warns on stderr where ``target``, a section of the configuration, is of another temperature.
+
     Raises:
       ConfigError: for a system that is not the model's, reference samples that are not there, or a missing package.
     """
 
-    def __init__(self, config: MoleculeComparison, model: rj.DiffusionModel, name: str):
+    def __init__(self, config: MoleculeComparison, model: rj.DiffusionModel, name: str, target: Any):
         require_molecules()
         self.system = build_system(config.system)
         self.reweight = config.reweight
@@ -36,6 +39,13 @@ class Comparison:
         named, trained = config.system.model_dump(mode="json", exclude={"biases"}), trained_on(name)
         if trained is not None and trained != named:
             raise ConfigError(f"molecule.system is {named}, but model = {name} was trained on {trained}")
+        law = temperature_of(name, target)
+        if law is not None and abs(law / config.temperature - 1) > 1e-3:
+            print(
+                f"warning: the target is the law of temperature {law:g}, and is held against molecule.temperature = "
+                f"{config.temperature:g}",
+                file=sys.stderr,
+            )
         self.thermal_energy = self.system.thermal_energy(config.temperature)
         self.reference = None
         if config.reference is not None:
@@ -52,7 +62,10 @@ class Comparison:
         folder.record(infinite_energies=int(np.sum(~np.isfinite(energy))))
         found = {"target": log_weights}
         self._measure(folder, "against_reference", x, energy, log_weights)
-        if self.reweight and not getattr(target, "rewards", ()):
+        kernel_ratios = bool(np.all(result.info.kernel_ratios))
+        if self.reweight and not kernel_ratios:
+            print("feynman_kac has no weights that lead to the true energy: molecule.reweight is left out")
+        if self.reweight and kernel_ratios and not getattr(target, "rewards", ()):
             # Of a mirror image, the energy that it has once it is turned back: a bias may tell the two apart.
             turned = getattr(self.system, "standard_form", lambda x: x)
             again = rj.reweight(result, target, lambda x: -self.system.energy(turned(x)) / self.thermal_energy)
@@ -110,6 +123,30 @@ class Comparison:
                 theirs = np.asarray(jax.lax.map(self.system.torsions, self.reference, batch_size=1000))
                 plots["reference"] = torsion_histogram(theirs)
             folder.picture("ramachandran.png", plot.ramachandran(plots))
+
+
+def temperature_of(name: str, target: Any) -> float | None:
+    """T of the exp(-U / kT) that a target of Boltzmann models is: 1 / T = sum of beta_i / T_i, over its factors.
+
+    None where a factor's file does not say at which it was trained, for other kinds of targets, and where it is not
+    positive.
+    """
+    if isinstance(target, Plain):
+        names, exponents = [name], [1.0]
+    elif isinstance(target, Temper):
+        names, exponents = [name], [target.exponent]
+    elif isinstance(target, Product):
+        names = [name] * len(target.conditions) + target.models
+        exponents = target.exponents or [1.0] * len(names)
+    else:
+        return None
+    inverse = 0.0
+    for each, beta in zip(names, exponents, strict=True):
+        trained = training_temperature(each)
+        if trained is None:
+            return None
+        inverse += beta / trained
+    return 1 / inverse if inverse > 0 else None
 
 
 def _pooled(result: rj.control.Steered) -> np.ndarray:

@@ -40,7 +40,7 @@ def run(config: SteerRun, output: Output) -> None:
         raise ConfigError(f"judge_label = {config.judge_label}, but judge is null: there is nobody to see it")
     check_pilots(config, target)
     judge = None if config.judge is None else load_classifier(config.judge)
-    comparison = None if config.molecule is None else Comparison(config.molecule, model, config.model)
+    comparison = None if config.molecule is None else Comparison(config.molecule, model, config.model, config.target)
     require_pictures()
     folder = output.open()
     key, key_uncorrected, key_sheet, key_pilots = jax.random.split(jax.random.key(config.seed), 4)

@@ -165,9 +165,17 @@ def aligned_wasserstein(x: Any, reference: Any, weights: Any = None) -> float:
     return float(np.sqrt(ot.emd2(weights, equal, cost, numItermax=1_000_000)))
 
 
+def _angles(angles: Any) -> np.ndarray:
+    """In [-pi, pi]: the largest float32 of an angle lies a rounding above pi. ValueError for what does not."""
+    angles = np.asarray(angles, np.float64)
+    if not np.all(np.abs(angles) <= np.pi + 1e-6):
+        raise ValueError("angles must lie in [-pi, pi]")
+    return np.clip(angles, -np.pi, np.pi)
+
+
 def torsion_histogram(angles: Any, bins: int = 64, weights: Any = None) -> np.ndarray:
     """Shares of a Ramachandran plot, (bins, bins): phi along the first axis, from -pi to pi."""
-    angles = np.asarray(angles, np.float64)
+    angles = _angles(angles)
     edges = np.linspace(-np.pi, np.pi, bins + 1)
     shares, _, _ = np.histogram2d(angles[:, 0], angles[:, 1], bins=[edges, edges], weights=weights)
     return shares / shares.sum()
@@ -186,10 +194,7 @@ def torsion_free_energy(angles: Any, bins: int = 36, weights: Any = None, resolu
     ``resolution`` is added to all shares, half a sample of 2,000 by default: what is rarer cannot be told from what
     never happened, and both get the same finite number, in any two sets that are compared.
     """
-    angles = np.asarray(angles, np.float64).ravel()
-    shares = histogram(angles, -np.pi, np.pi, bins, weights).shares
-    if shares[0] + shares[-1] > 0:
-        raise ValueError("angles must lie in [-pi, pi]")
+    shares = histogram(_angles(angles).ravel(), -np.pi, np.pi, bins, weights).shares
     free_energy = -np.log(shares[1:-1] + resolution)
     return np.asarray(free_energy - free_energy.min())
 
@@ -201,6 +206,7 @@ def torsion_free_energy_error(angles: Any, reference: Any, weights: Any = None, 
     """
     ours = torsion_free_energy(angles, bins, weights)
     theirs = torsion_free_energy(reference, bins)
+    angles, reference = (_angles(each).ravel() for each in (angles, reference))
     shares = 0.5 * (
         histogram(angles, -np.pi, np.pi, bins, weights).shares + histogram(reference, -np.pi, np.pi, bins).shares
     )

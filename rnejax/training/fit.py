@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -253,9 +254,13 @@ def _check_finite(means: dict[str, jax.Array], first_step: int) -> None:
 
 
 def _save(path: Path, state: FitState, metrics: list[dict[str, float]], fingerprint: Mapping[str, Any] | None) -> None:
+    # The log first, and whole: a kill between the two leaves reports that resuming drops, never a state without them.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = path.parent / "metrics.jsonl"
+    part = log.with_suffix(".part")
+    part.write_text("".join(json.dumps(report) + "\n" for report in metrics))
+    os.replace(part, log)
     save_arrays(path, state._asdict(), {"step": int(state.step), "fingerprint": dict(fingerprint or {})})
-    lines = "".join(json.dumps(report) + "\n" for report in metrics)
-    (path.parent / "metrics.jsonl").write_text(lines)
 
 
 def check_state(folder: str | Path, fingerprint: Mapping[str, Any]) -> None:

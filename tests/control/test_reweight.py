@@ -65,6 +65,9 @@ def test_particles_without_density_lose_their_weight_and_stay_counted():
 def test_what_cannot_be_is_refused():
     model = WRONG.model(PROCESS)
     result = rj.steer(KEY, model, TIMES, num_particles=16, warn=False)
+    corrected = rj.steer(KEY, rj.temper(model, 1.2), TIMES, num_particles=16, proposal="feynman_kac", warn=False)
+    with pytest.raises(ValueError, match=r"feynman_kac.* no ratios of kernels"):
+        rj.reweight(corrected, rj.temper(model, 1.2), log_density)
     with pytest.raises(ValueError, match="without rewards"):
         rj.reweight(result, rj.tilt(model, lambda x: x[0]), log_density)
     with pytest.raises(ValueError, match="densities of 1 models, the target has 2"):

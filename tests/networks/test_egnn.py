@@ -139,6 +139,17 @@ def test_particles_move_between_rounds_and_later_rounds_see_it():
     assert float(jnp.abs(apply(params, x, T) - pushed).max()) > 1e-2
 
 
+def test_features_of_particles_are_gathered_between_rounds():
+    """The second round's messages know of the first round's, with nothing moved: a third particle is felt."""
+    apply, params = functional(build("egnn", KEY, shape=(3, 3), features=16, num_layers=2))
+    params["last"][1]["kernel"] = params["last"][1]["kernel"].at[:, 0].set(1.0)
+    closing = params["layers"][0]["closing"]["kernel"]
+    params["layers"][0]["closing"]["kernel"] = jax.random.normal(jax.random.key(7), closing.shape)
+    corner = jnp.asarray([[0.0, 0, 0], [0.7, 0, 0], [0, 0, 0]])
+    near, far = (apply(params, corner.at[2].set(jnp.asarray([0.0, y, 0])), T)[0] for y in (0.4, 0.8))
+    assert abs(float(near[0] - far[0])) > 1e-3, "the pull along x does not depend on the third particle"
+
+
 def test_without_surroundings_a_pair_is_pulled_by_its_distance_alone():
     """The first round by itself: along the line between two particles, whatever the third one does."""
     apply, params = functional(build("egnn", KEY, shape=(3, 3), features=16, num_layers=1))

@@ -153,6 +153,16 @@ def test_what_never_happened_has_the_free_energy_of_what_is_too_rare_to_tell():
         metrics.torsion_free_energy([3.5])
 
 
+def test_float32_pi_is_an_angle_and_is_counted():
+    """The float32 next to pi lies above it."""
+    angles = np.full((3, 2), np.pi, np.float32)
+    np.testing.assert_allclose(metrics.torsion_histogram(angles, 8)[7, 7], 1)
+    assert metrics.torsion_free_energy(angles[:, 0])[-1] == 0
+    assert metrics.torsion_free_energy_error(angles[:, 0], angles[:, 0]) == 0
+    with pytest.raises(ValueError, match=r"angles must lie in \[-pi, pi\]"):
+        metrics.torsion_histogram(angles + 0.1)
+
+
 def test_a_molecule_is_compared_in_its_standard_form_and_by_weight():
     with np.load(Path(__file__).parent / "alanine_dipeptide_frames.npz") as arrays:
         cold, hot = arrays["positions"][0][:40].astype(np.float32), arrays["positions"][-1][:40].astype(np.float32)

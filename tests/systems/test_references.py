@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from rnejax.systems import AlanineDipeptide, metrics
+from rnejax.systems import AlanineDipeptide, LennardJones, metrics
 from rnejax.systems.references import (
     find_reference,
     from_frames,
@@ -117,12 +117,33 @@ class TestFrames:
             (lambda x: np.where(np.arange(20)[:, None, None] == 7, np.nan, x), "1 of 20 frames .* the first is 7"),
             (lambda x: 10 * x, "10 times as long .* unit of length is nm; ångström. divide by 10"),
             (lambda x: x[:, ::-1], "is it this molecule, in this order of atoms"),
+            (
+                lambda x: np.where(np.arange(20)[:, None, None] < 3, 10 * x, x),
+                "in 3 of 20 frames, the first is 0,.*10 t",
+            ),
+            (
+                lambda x: x[:, [*range(6), 8, 7, 6, *range(9, 22)]],
+                "20 of 20 frames .* torn or crushed: in frame 0, .* apart",
+            ),
+            (lambda x: x + 5.0 * (np.arange(22) == 18)[:, None], "NME:C.* their bond is 0.* cut by a periodic box"),
             (lambda x: x[:4], "4 frames do not make 5 sets"),
         ],
     )
     def test_what_is_no_frame_of_the_molecule_is_refused(self, change, message):
         with pytest.raises(ValueError, match=message):
             from_frames(self.DIPEPTIDE, change(self.frames()), 300.0, {"kind": "alanine_dipeptide"})
+
+    def test_hot_frames_are_whole(self):
+        hot = load_reference("alanine_dipeptide", 1200.0).x[0][:200]
+        assert from_frames(self.DIPEPTIDE, hot, 1200.0, {"kind": "alanine_dipeptide"}).x.shape == (5, 40, 22, 3)
+
+    def test_clashes_are_refused_and_counted(self):
+        x = np.random.default_rng(0).normal(size=(10, 3, 3))
+        x[[4, 7], 0] = x[[4, 7], 1]
+        with pytest.raises(
+            ValueError, match="2 of 10 frames have an infinite energy, the first is 4: particles in one"
+        ):
+            from_frames(LennardJones(3), x, 1.0, {"kind": "lennard_jones", "num_particles": 3})
 
     def test_temperatures_are_positive(self):
         with pytest.raises(ValueError, match="temperature must be positive, got -1"):

@@ -55,6 +55,17 @@ def test_populations_and_energies_are_those_of_quadrature(three_wells):
         assert abs(right.mean() - quadrature(system, temperature, lambda x, u: x[:, 0] > 0.2)) < 4 * error
 
 
+def test_half_of_the_chains_start_quenched_and_half_of_them_hot():
+    """Far too short a run to cross a barrier of a hundred kT: the first half is in the well it was quenched to."""
+    reference = parallel_tempering(
+        KEY, rj.systems.MullerBrown(), [1.0, 5000.0], jnp.asarray([-0.5, 1.4]),
+        num_chains=32, num_samples=4, rounds_between=1, burn_in=30, progress=False,
+    )  # fmt: skip
+    elsewhere = np.linalg.norm(np.asarray(reference.x[0, :, 0]) - [-0.558, 1.442], axis=-1) > 0.5
+    assert not elsewhere[:16].any()
+    assert elsewhere[16:].sum() >= 4
+
+
 def test_what_is_told_of_a_good_run_is_good(three_wells):
     _, reference = three_wells
     assert reference.x.shape == (4, 16, 400, 2)

@@ -141,6 +141,26 @@ class TestFokkerPlanckResidual:
         assert abs(float(jnp.mean(product))) < 4 * float(jnp.std(product)) / np.sqrt(n)
         assert float(jnp.mean(square)) > 10 * float(jnp.std(square)) / np.sqrt(n)
 
+    def test_without_a_centre_of_mass_the_dimension_is_that_of_the_subspace(self):
+        """Gaussian clusters, of whose normalising constant 3 (n - 1) dimensions know; in 3 n it would be off by 3 f."""
+        process = rj.processes.VariancePreserving(data_std=0.6, subspace=CentreOfMassFree())
+
+        def energy(x, t):
+            level = process.level(t)
+            variance = 0.36 * level.alpha**2 + level.sigma**2
+            return 0.5 * jnp.sum(x**2) / variance + 4.5 * jnp.log(2 * jnp.pi * variance)
+
+        model = rj.DiffusionModel(process, energy, "energy", shape=(4, 3))
+        n, t = 4000, 0.3
+        x = jax.vmap(process.subspace.project)(jax.random.normal(KEY, (n, 4, 3)))
+        keys = jax.random.split(jax.random.key(3), n)
+        found = np.asarray(jax.vmap(lambda key, x: fokker_planck_residual(key, model, x, t))(keys, x))
+        error = found.std() / np.sqrt(n)
+        # The probe's noise is all there is, and the central difference in time: its error is below 1e-3 here.
+        assert abs(found.mean()) < 4 * error + 1e-3
+        linear, _ = rj.training.energy.drift_and_diffusion(process.level(t))
+        assert 10 * error < 3 * abs(float(linear)), "the check must be able to fail"
+
     def test_steps_must_be_positive(self):
         with pytest.raises(ValueError, match="time_step and probe_std must be positive"):
             fokker_planck_residual(KEY, MIXTURE.model(PROCESS, "energy"), jnp.zeros(2), 0.3, time_step=0.0)

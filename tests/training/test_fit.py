@@ -1,6 +1,7 @@
 """The training loop: it learns, resumes as if nothing had happened, keeps what it had, and says what is wrong."""
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,26 @@ def test_evaluation_sees_the_average_and_lands_in_the_metrics(tmp_path):
     assert result.metrics[-1]["slope"] == float(result.average["slope"])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.metrics
+
+
+@pytest.mark.parametrize("survivor", ["log", "state"])
+def test_a_kill_while_saving_changes_nothing(tmp_path, monkeypatch, survivor):
+    """Killed before either file is in its place: the run goes on from the state before, to the same losses."""
+    module = sys.modules["rnejax.training.fit"]
+    whole = run(num_steps=30)
+    run(folder=tmp_path, num_steps=10)
+    with monkeypatch.context() as broken:
+
+        def killed(*arguments):
+            raise SystemExit("killed")
+
+        if survivor == "log":  # the log of step 20 is written, its state is not
+            broken.setattr(module, "save_arrays", killed)
+        else:  # neither is: half a log must not be in the place of the whole one
+            broken.setattr(module.os, "replace", killed)
+        with pytest.raises(SystemExit):
+            run(folder=tmp_path, num_steps=30)
+    assert losses(run(folder=tmp_path, num_steps=30)) == losses(whole)
 
 
 def test_other_settings_must_not_go_on_from_a_state(tmp_path):
