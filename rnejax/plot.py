@@ -224,6 +224,7 @@ def histograms(
     xlabel: str,
     dashed: Mapping[str, Any] | None = None,
     weights: Mapping[str, Any] | None = None,
+    over: str | None = None,
     bins: int = 80,
     title: str = "",
 ) -> Figure:
@@ -233,11 +234,15 @@ def histograms(
       groups: numbers by name; what lies outside the range that is drawn, or is infinite, is counted in the legend.
       dashed: more sets under the same names, drawn as dashed lines of the same colour: what the first are compared to.
       weights: of some of the groups, by name.
+      over: the group over whose range to draw, and a tenth more on either side, if it is there: a few samples far off
+        would make it a line.
     """
     values = {name: np.asarray(group, np.float64).ravel() for name, group in groups.items()}
     others = {name: np.asarray(group, np.float64).ravel() for name, group in (dashed or {}).items()}
-    every = np.concatenate([*values.values(), *others.values()])
+    every = values[over] if over in values else np.concatenate([*values.values(), *others.values()])
     low, high = np.quantile(every[np.isfinite(every)], [0.0005, 0.9995])
+    if over in values:
+        low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
     edges = np.linspace(float(low), float(high), bins + 1)
     many = len(values) > 4
     figure = _figure(6.6 if many else 5.2, 3.4)

@@ -103,6 +103,16 @@ def test_a_histogram_leaves_no_value_out_silently():
     assert ax.get_legend().get_texts()[0].get_text() == "a (2 not finite)"
 
 
+def test_a_histogram_is_drawn_over_the_range_of_the_group_asked_for():
+    """What is far off is counted in the legend and does not squeeze the rest."""
+    groups = {"reference": np.linspace(0.0, 1.0, 1001), "model": np.r_[np.linspace(0.0, 1.0, 99), 1e6]}
+    low, high = (plot.histograms(groups, over=over, xlabel="x").axes[0].get_xlim()[1] for over in ("reference", None))
+    assert low < 1.5 < 1e5 < high
+    labels = [t.get_text() for t in plot.histograms(groups, over="reference", xlabel="x").axes[0].get_legend().texts]
+    assert labels == ["reference", "model (1 % outside)"]
+    assert plot.histograms({"model": [0.0, 1.0]}, over="reference", xlabel="x").axes[0].get_xlim()[1] > 0.9
+
+
 def test_a_histogram_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no finite value"):
         plot.log_density_histogram({"a": [np.nan]})

@@ -108,13 +108,13 @@ class Comparison:
         energies = dict.fromkeys(found, energy)
         if self.reference is not None:
             energies["reference"] = self._energies(self.reference)
-        folder.picture("energies.png", plot.histograms(energies, weights=shares, xlabel="energy"))
+        folder.picture("energies.png", plot.histograms(energies, weights=shares, over="reference", xlabel="energy"))
         if len(self.system.shape) == 2:
             distances = {name: pair_distances(x) for name in found}
             repeated = {name: np.repeat(each, distances[name].shape[1]) for name, each in shares.items()}
             if self.reference is not None:
                 distances["reference"] = pair_distances(self.reference)
-            figure = plot.histograms(distances, weights=repeated, xlabel="distance of a pair")
+            figure = plot.histograms(distances, weights=repeated, over="reference", xlabel="distance of a pair")
             folder.picture("distances.png", figure)
         if hasattr(self.system, "torsions"):
             angles = np.asarray(jax.lax.map(self.system.torsions, x, batch_size=1000))

@@ -151,7 +151,7 @@ class Molecules:
         folder.record(samples_against_reference=compare(self.system, x, self.reference, energy=energy))
         reference = energies(self.system, self.reference)
         groups = {"reference": reference, "model": energy}
-        folder.picture("energies.png", plot.histograms(groups, xlabel="energy"))
+        folder.picture("energies.png", plot.histograms(groups, over="reference", xlabel="energy"))
         if len(self.shape) == 2:
             distances = {"reference": pair_distances(self.reference), "model": pair_distances(x)}
-            folder.picture("distances.png", plot.histograms(distances, xlabel="distance of a pair"))
+            folder.picture("distances.png", plot.histograms(distances, over="reference", xlabel="distance of a pair"))
