@@ -15,6 +15,7 @@ from ..density import check_times, to_user_log_density, warn_of_signal
 from ..kernels import Array
 from ..model import DiffusionModel
 from ..processes import GaussianProcess, NoiseLevel
+from ..processes.gaussian import drift_and_diffusion
 from ..smc import Resampling, diagnose, run
 from ..smc.faults import raise_on_fault
 from ..smc.weights import relative_error_of_mean
@@ -139,7 +140,8 @@ def steer(
     if not is_traced(steered):
         raise_failures(steered, result, problem, times, num_particles, check)
         if warn:
-            for message in diagnose(steered) + warn_of_constraints(result.info.aux, target.strengths_at(times)):
+            messages = diagnose(steered) + warn_of_constraints(result.info.aux, target.strengths_at(times))
+            for message in messages + warn_of_euler(problem.proposal, target.process, times):
                 warnings.warn(message, SteeringWarning, stacklevel=2)
     return steered
 
@@ -244,6 +246,22 @@ def warn_of_constraints(aux: dict[str, Array], strengths: np.ndarray) -> list[st
         "a reward was -inf for some states before t_min: no path that was forbidden on its way can end where it is "
         "allowed, so that the result is biased unless it never would; give the reward a schedule that is zero "
         "before t_min, or a finite penalty on the way"
+    ]
+
+
+def warn_of_euler(proposal: Proposal, process: Any, times: np.ndarray) -> list[str]:
+    """What to say of Feynman-Kac correctors whose Euler-Maruyama steps are too long: |f| h > 1."""
+    if not isinstance(proposal, FeynmanKac):
+        return []
+    levels = process.level(jnp.asarray(times[1:]))
+    change = np.abs(np.asarray(drift_and_diffusion(levels)[0])) * np.diff(times)
+    if change.max() <= 1:
+        return []
+    worst = int(change.argmax())
+    return [
+        f"the Euler-Maruyama step of feynman_kac from t = {times[1:][worst]:.6g} multiplies a state by "
+        f"{1 + change[worst]:.3g}, and its weight says nothing of that: take shorter steps there, such as those of "
+        "time_grid(process, num_steps, 'log_snr', t_max=...) that ends where the drift is still small"
     ]
 
 

@@ -40,6 +40,22 @@ def test_a_constraint_on_the_way_is_warned_of():
     assert any("-inf for some states before t_min" in message for message in messages_of(target))
 
 
+def test_euler_steps_that_are_too_long_are_warned_of():
+    """Near pure noise the cosine process's drift is some hundred, and the process's own grid steps over it."""
+    target = rj.temper(normal(rj.processes.Cosine()), 1.5)
+    own, suitable = (
+        rj.time_grid(target.process, 40),
+        rj.time_grid(target.process, 40, "log_snr", t_max=0.95),
+    )
+    told = [message for message in messages_of(target, own, proposal="feynman_kac") if "Euler-Maruyama" in message]
+    assert len(told) == 1
+    # |f| = pi / 2 tan(pi t / 2) at the first step of all, from t_max.
+    factor = 1 + np.pi / 2 * np.tan(np.pi / 2 * own[-1]) * (own[-1] - own[-2])
+    assert f"from t = {own[-1]:.6g} multiplies a state by {factor:.3g}" in told[0]
+    for times, proposal in ((suitable, "feynman_kac"), (own, "symmetric")):
+        assert not any("Euler-Maruyama" in message for message in messages_of(target, times, proposal=proposal))
+
+
 def test_a_constraint_on_the_result_alone_is_not():
     target = rj.tilt(normal(), positive, schedule=lambda t: float(t <= TIMES[0]), gradient=False)
     assert not any("-inf" in message for message in messages_of(target))
