@@ -13,7 +13,9 @@ import rnejax as rj
 
 from .. import plot
 from ..config import ClassReward, ConfigError, Product, SteerRun, Tilt
+from ..control.proposals import get_proposal
 from ..control.rewards import HostGuard
+from ..control.steer import warn_of_euler
 from .build import (
     build_reward,
     build_target,
@@ -60,7 +62,7 @@ def run(config: SteerRun, output: Output) -> None:
     info = {name: getattr(result.info, name) for name in ("time", "ess", "resampled", "unique_ancestors")}
     arrays = {"x": result.particles, "log_weights": result.log_weights, "log_normalizer": result.log_normalizer, **info}
     folder.arrays("samples.npz", **arrays, ancestors=result.info.saved["ancestors"])
-    record_weights(folder, config, target, result)
+    record_weights(folder, config, target, result, times)
     record_quality(folder, config, judge, x, log_weights, "")
     draw_weights(folder, config, result)
     if comparison is not None:
@@ -127,14 +129,14 @@ def pool(result: Any, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(result.particles).reshape(-1, *shape), log_weights.ravel()
 
 
-def record_weights(folder: RunFolder, config: SteerRun, target: Any, result: Any) -> None:
+def record_weights(folder: RunFolder, config: SteerRun, target: Any, result: Any, times: Any) -> None:
     """log Z, effective sample sizes, resamplings, survivors, and what speaks against the result."""
     estimate, standard_error = rj.smc.log_normalizer_with_error(result)
     ess, resampled, survivors = (
         np.asarray(getattr(result.info, name)).reshape(config.num_groups or 1, -1)
         for name in ("ess", "resampled", "unique_ancestors")
     )
-    warnings = rj.smc.diagnose(result)
+    warnings = rj.smc.diagnose(result) + warn_of_euler(get_proposal(config.proposal), target.process, times)
     for message in warnings:
         print(f"warning: {message}", file=sys.stderr)
     folder.record(
