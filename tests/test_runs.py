@@ -95,7 +95,8 @@ class TestNumbers:
 
     def test_weights_are_told_for_every_group(self):
         notes = Notes()
-        steer.record_weights(notes, steering(num_groups=2, num_particles=2), conditional(), two_groups())
+        config = steering(num_groups=2, num_particles=2)
+        steer.record_weights(notes, config, conditional(), two_groups(), np.array([0.1, 0.5, 1.0]))
         assert notes.metrics["log_normalizer_nats"] == pytest.approx(np.log(2))
         # sd of 1 and 3 over their mean, over sqrt(2)
         assert notes.metrics["log_normalizer_standard_error_nats"] == pytest.approx(np.sqrt(2) / 2 / np.sqrt(2))
@@ -106,6 +107,16 @@ class TestNumbers:
         np.testing.assert_allclose(notes.metrics["effective_ancestors"], [1.6, 1.0], rtol=1e-6)
         assert notes.metrics["t_min"] == pytest.approx(0.1)
         assert notes.metrics["models"] == 1
+
+    def test_a_run_tells_of_euler_steps_that_are_too_long(self, capsys):
+        coarse = np.array([0.1, 0.5, 1.0])  # at t = 1 the drift is beta / 2 = 10, and the step from there 0.5
+        for proposal, number in (("feynman_kac", 1), ("symmetric", 0)):
+            notes = Notes()
+            config = steering(num_groups=2, num_particles=2, proposal=proposal)
+            steer.record_weights(notes, config, conditional(), two_groups(), coarse)
+            told = [message for message in notes.metrics["warnings"] if "multiplies a state by 6" in message]
+            assert len(told) == number
+            assert ("multiplies a state by 6" in capsys.readouterr().err) == bool(number)
 
     def test_the_uncorrected_run_has_no_weights_and_never_resamples(self, monkeypatch):
         given, notes = [], Notes()
