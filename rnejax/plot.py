@@ -307,11 +307,17 @@ def curves(
     """Lines over a common axis, such as losses over training steps.
 
     Args:
-      groups: values by name, NaN where there is none.
+      groups: values by name, NaN where there is none: lines join those that are there.
       log, log_x: scales of the vertical and of the horizontal axis.
       errors: half-lengths of the error bars of some of the groups, by name.
     """
     from matplotlib.ticker import LogFormatter, NullLocator
+
+    class Plain(LogFormatter):
+        """0.3 and 2 instead of 3e-01 and 2 x 10^0."""
+
+        def __call__(self, value: float, position: Any = None) -> str:
+            return f"{value:g}" if super().__call__(value, position) else ""
 
     figure = _figure(6.8, 3.4)
     ax = figure.subplots()
@@ -319,17 +325,20 @@ def curves(
     for i, ((name, values), colour) in enumerate(zip(groups.items(), colours, strict=True)):
         again = colour in colours[:i]  # colours are few: the second line of a colour is dashed
         style: dict[str, Any] = {"color": colour, "linewidth": 1.2, "label": name, "linestyle": "--" if again else "-"}
+        values = np.asarray(values, np.float64)
+        known = ~np.isnan(values)
         if errors is not None and name in errors:
-            bars = np.asarray(errors[name], np.float64)
-            ax.errorbar(np.asarray(x), np.asarray(values), bars, marker="o", markersize=3, capsize=2, **style)
+            bars = np.asarray(errors[name], np.float64)[known]
+            ax.errorbar(np.asarray(x)[known], values[known], bars, marker="o", markersize=3, capsize=2, **style)
         else:
-            ax.plot(np.asarray(x), np.asarray(values), **style)
+            ax.plot(np.asarray(x)[known], values[known], **style)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear", xscale="log" if log_x else "linear")
     if log_x:
         ax.set_xticks(np.asarray(x), [f"{value:g}" for value in np.asarray(x)], minor=False)
         ax.xaxis.set_minor_locator(NullLocator())
     if log:  # within one decade the minor ticks are all there is
-        ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.2, 0.4)))
+        ax.yaxis.set_major_formatter(Plain())
+        ax.yaxis.set_minor_formatter(Plain(labelOnlyBase=False, minor_thresholds=(1.2, 0.4)))
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     ax.set_title(title, fontsize=9, color=INK)
     return _clean(figure)

@@ -126,6 +126,17 @@ def test_a_logarithmic_axis_within_one_decade_has_numbers():
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "4"]
 
 
+def test_lines_join_the_values_that_are_there():
+    groups = {"plain": [1.0, np.nan, 4.0], "barred": [np.nan, 2.0, 3.0]}
+    figure = plot.curves([1, 2, 4], groups, errors={"barred": [np.nan, 0.5, 0.2]}, xlabel="n", ylabel="error", log=True)
+    lines = {line.get_label(): line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
+    np.testing.assert_array_equal(lines["plain"].get_xydata(), [[1, 1], [4, 4]])
+    (bars,) = figure.axes[0].containers
+    np.testing.assert_array_equal(bars.lines[0].get_xydata(), [[2, 2], [4, 3]])
+    figure.canvas.draw()
+    assert "1" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
 def test_drawing_neither_needs_a_display_nor_keeps_figures_open(tmp_path):
     code = (
         "import sys, numpy as np; from rnejax import plot\n"
