@@ -266,18 +266,23 @@ def histograms(
     return _clean(figure)
 
 
-def ramachandran(groups: Mapping[str, Any], *, kT: float = 1.0, unit: str = "kT", title: str = "") -> Figure:
+def ramachandran(
+    groups: Mapping[str, Any], *, over: str | None = None, kT: float = 1.0, unit: str = "kT", title: str = ""
+) -> Figure:
     """Free energies -kT log P over the torsions phi and psi, side by side on one scale; white where no sample is.
 
     Args:
       groups: shares of a histogram by name, (bins, bins), phi along the first axis (``systems.metrics``).
+      over: the group whose range the colours span (particles of hardly any weight would stretch them), if it is there;
+        by default that of all of them.
     """
     levels = {}
     for name, shares in groups.items():
         with np.errstate(divide="ignore"):
             level = -kT * np.log(np.asarray(shares, np.float64))
         levels[name] = np.where(np.isfinite(level), level - level.min(), np.nan)
-    highest = max(float(np.nanmax(level)) for level in levels.values())
+    all_highest = max(float(np.nanmax(level)) for level in levels.values())
+    highest = float(np.nanmax(levels[over])) if over in levels else all_highest
     figure = _figure(2.9 * len(levels) + 0.8, 3.1)
     axes = figure.subplots(1, len(levels), squeeze=False, sharey=True)[0]
     for ax, (name, level) in zip(axes, levels.items(), strict=True):
@@ -287,7 +292,8 @@ def ramachandran(groups: Mapping[str, Any], *, kT: float = 1.0, unit: str = "kT"
         ax.set(xlabel="phi (degrees)", title=name, xticks=[-180, -90, 0, 90, 180], yticks=[-180, -90, 0, 90, 180])
         ax.title.set_fontsize(9)
     axes[0].set_ylabel("psi (degrees)")
-    figure.colorbar(drawn, ax=list(axes), label=f"free energy ({unit})", shrink=0.85)
+    beyond = "max" if all_highest > highest else "neither"
+    figure.colorbar(drawn, ax=list(axes), label=f"free energy ({unit})", shrink=0.85, extend=beyond)
     if title:
         figure.suptitle(title, fontsize=9)
     return figure

@@ -126,6 +126,16 @@ def test_a_logarithmic_axis_within_one_decade_has_numbers():
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "4"]
 
 
+def test_the_colours_of_a_ramachandran_plot_span_one_group():
+    even, uneven = np.full((4, 4), 1 / 16), np.full((4, 4), 1e-9)
+    even[0, 0] = 2 / 16
+    uneven[0, 0] = 1.0
+    groups = {"weighted": uneven, "reference": even}
+    for over, highest in ((None, np.log(1e9)), ("nobody", np.log(1e9)), ("reference", np.log(2))):
+        (image,) = plot.ramachandran(groups, over=over).axes[0].images
+        assert image.get_clim() == pytest.approx((0, highest))
+
+
 def test_lines_join_the_values_that_are_there():
     groups = {"plain": [1.0, np.nan, 4.0], "barred": [np.nan, 2.0, 3.0]}
     figure = plot.curves([1, 2, 4], groups, errors={"barred": [np.nan, 0.5, 0.2]}, xlabel="n", ylabel="error", log=True)

@@ -122,7 +122,7 @@ class Comparison:
             if self.reference is not None:
                 theirs = np.asarray(jax.lax.map(self.system.torsions, self.reference, batch_size=1000))
                 plots["reference"] = torsion_histogram(theirs)
-            folder.picture("ramachandran.png", plot.ramachandran(plots))
+            folder.picture("ramachandran.png", plot.ramachandran(plots, over="reference"))
 
 
 def temperature_of(name: str, target: Any) -> float | None:
