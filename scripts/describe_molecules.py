@@ -7,8 +7,12 @@ At the model's own temperature T0 and at each colder one, on reference samples o
                   U, which is by how much the model gets 1 / kT0 wrong. log Z makes the mean zero at T0.
 
     energy_shift   by how much the mean energy of p^(T0 / T) lies above that of the reference, with its error:
-                   the reference reweighted by exp((T0 / T) delta), which is what annealing without any error of its own
-                   would give. What a sampler misses beyond it is the sampler's.
+                   the reference reweighted by exp((T0 / T) delta), which is what annealing by the model's own densities
+                   would give.
+    shift_of_paths   the same with the mean over noising paths of p^(T0 / T) in place of the power of the mean, which is
+                   what weights of paths lead to, however many particles there are. The two differ where paths disagree
+                   about log p ("path_sd", in nats), and about some configurations more than about others. What a
+                   sampler misses beyond it is the sampler's.
 
 A slope of d makes an annealed sample of exponent beta one of temperature 1 / (beta (1 / kT0 - d)).
 
@@ -24,12 +28,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmark_molecules import load
+from scipy.special import logsumexp
 
 import rnejax as rj
 from rnejax.systems import metrics
@@ -53,6 +59,15 @@ def describe_samples(model: rj.DiffusionModel, stored: Any, times: Any, count: i
         terms = [np.asarray(jax.lax.map(system.energy_terms, each, batch_size=1000)) for each in (made[inside], real)]
         row |= dict(zip(TERMS, (terms[0].mean(0) - terms[1].mean(0)).tolist(), strict=True))
     return row
+
+
+def reweighted(energy: np.ndarray, log_weights: np.ndarray) -> tuple[float, float, float]:
+    """By how much weights change the mean energy, the error of that, and their effective sample size."""
+    weights = np.exp(log_weights - logsumexp(log_weights))
+    shift = weights @ energy - energy.mean()
+    # Of a ratio of means, and against the mean of the same configurations.
+    influence = len(energy) * weights * (energy - weights @ energy) - (energy - energy.mean())
+    return float(shift), float(influence.std(ddof=1) / np.sqrt(len(energy))), float(1 / np.sum(weights**2))
 
 
 def main() -> None:
@@ -88,19 +103,23 @@ def main() -> None:
         delta = np.asarray(density.log_density, np.float64) + energy / kT
         log_normalizer = -delta.mean() if log_normalizer is None else log_normalizer
         delta = delta + log_normalizer
-        weights = np.asarray(jax.nn.softmax(jnp.asarray(options.start / temperature * delta)))
-        shift = weights @ energy - energy.mean()
-        # Of a ratio of means, and against the mean of the same configurations.
-        influence = len(energy) * weights * (energy - weights @ energy) - (energy - energy.mean())
+        beta = options.start / temperature
+        shift, error, ess = reweighted(energy, beta * delta)
+        per_path = np.asarray(density.per_path, np.float64) + energy[:, None] / kT
+        shift_of_paths, error_of_paths, ess_of_paths = reweighted(energy, logsumexp(beta * per_path, axis=1))
         row = {
             "temperature": temperature,
             "score_error": float(jnp.sum((score - force) ** 2) / jnp.sum(force**2)),
             "delta": float(delta.mean()),
             "delta_sd": float(delta.std(ddof=1)),
             "delta_slope": float(np.polyfit(energy, delta, 1)[0]),
-            "energy_shift": float(shift),
-            "error_of_shift": float(influence.std(ddof=1) / np.sqrt(len(energy))),
-            "ess": float(1 / np.sum(weights**2)),
+            "energy_shift": shift,
+            "error_of_shift": error,
+            "ess": ess,
+            "shift_of_paths": shift_of_paths,
+            "error_of_shift_of_paths": error_of_paths,
+            "ess_of_paths": ess_of_paths,
+            "path_sd": float(np.sqrt(np.mean(per_path.var(axis=1, ddof=1)))) if options.paths > 1 else math.nan,
             "path_error": float(np.nanmean(np.asarray(density.standard_error))),
             "log_normalizer_at_start": log_normalizer,
         }
