@@ -1,5 +1,6 @@
 """Configurations: what they may say, and what is told of mistakes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,25 @@ def test_every_shipped_configuration_is_valid_for_the_command_that_it_names(path
     from rnejax.cli import _config_class
 
     load_config(_config_class(words[2]), path)
+
+
+ROWS = [path for kind in ("one_sided", "fkc", "tuned", "symmetric") for path in CONFIGS.glob(f"*_anneal_*_{kind}.yaml")]
+
+
+@pytest.mark.parametrize("path", sorted(ROWS), ids=lambda path: path.stem)
+def test_rows_of_one_table_differ_in_the_proposal_only(path):
+    base, row = re.fullmatch(r"(.*)_(one_sided|fkc|tuned|symmetric)", path.stem).groups()
+    ours, theirs = load_config(SteerRun, path), load_config(SteerRun, CONFIGS / f"{base}.yaml")
+    for name in ("model", "target", "num_particles", "num_groups", "ess_threshold", "seed"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ours.grid.num_steps == theirs.grid.num_steps
+    assert ours.molecule.model_copy(update={"reweight": theirs.molecule.reweight}) == theirs.molecule
+    proposal = {"one_sided": (1, 0), "fkc": "feynman_kac"}.get(row, "symmetric")
+    assert ours.proposal == proposal
+    assert (ours.pilot_particles is not None) == (row == "tuned")
+    # Correctors have a grid of their own, and no weights that lead to the true energy.
+    assert (ours.grid != theirs.grid) == (row == "fkc")
+    assert ours.molecule.reweight == (row != "fkc")
 
 
 def test_a_written_configuration_reads_back_as_the_same():
