@@ -15,6 +15,7 @@ from .density import check_points, check_times, generate
 from .kernels import Array
 from .model import DiffusionModel
 from .processes import NoiseLevel
+from .processes.gaussian import require_gaussian
 
 
 def calibrate(
@@ -45,6 +46,7 @@ def calibrate(
       TypeError: for a key that is not a single typed one.
     """
     check_key(key)
+    require_gaussian(model.process, "the covariance of a denoiser")
     times = check_times(model, times)
     num_samples, repeats = check_count("num_samples", num_samples), check_count("repeats", repeats)
     key_pilot, key_noise = jax.random.split(key)
@@ -118,6 +120,7 @@ def calibrate_elastic_network(
     if min(check_number("weakest", weakest), check_number("least", least)) < 0:
         raise ValueError(f"weakest and least must not be negative: got {weakest:g} and {least:g}")
     tolerance = check_number("tolerance", tolerance, positive=True)
+    require_gaussian(model.process, "the covariance of a denoiser")
     classes = classes_of_pairs(model.shape, kinds)
     key_pilot, key_noise, key_error = jax.random.split(key, 3)
     x0 = clean_states(key_pilot, model, times, data, num_samples)[:num_samples]

@@ -25,10 +25,9 @@ import numpy as np
 
 from .checks import check_count, is_traced
 from .increments import ESTIMATORS, get_estimator, transitions
-from .kernels import Array, FullSpace, Gaussian
+from .kernels import Array, FullSpace, log_ratio
 from .model import DiffusionModel
-from .processes import GaussianTransition, NoiseLevel
-from .processes.gaussian import reference
+from .processes import Level, TokenProcess, Transition
 from .processes.grids import validate_times
 from .smc import Resampling, SMCInfo, run
 from .smc.weights import CompensatedSum, log_mean_exp, relative_error_of_mean
@@ -164,7 +163,7 @@ def log_density(
       SMCError: where the network returned NaN or infinity.
     """
     times = check_times(model, times)
-    x = check_points(model, x)
+    x = check_points(model, x, times)
     num_paths = check_count("num_paths", num_paths)
     warn_of_signal(model, times)
     states = jnp.repeat(jax.vmap(model.transform.to_model)(x), num_paths, axis=0)
@@ -192,17 +191,17 @@ class Generate:
     """From noise to data by the model's reverse kernels; never weighted."""
 
     model: DiffusionModel
-    top: NoiseLevel
-    bottom: NoiseLevel
+    top: Level
+    bottom: Level
     estimator: str
 
     def init(self, key: Array, num_particles: int) -> tuple[Walkers, Array]:
         prior = self.model.prior_at(self.top)
         x = jax.vmap(prior.sample)(jax.random.split(key, num_particles))
         start = jax.vmap(partial(prior_excess, prior, self.model, self.top))(x)
-        return Walkers(x, CompensatedSum.of(start)), jnp.zeros(num_particles, x.dtype)
+        return Walkers(x, CompensatedSum.of(start)), jnp.zeros_like(start)
 
-    def step(self, key: Array, walkers: Walkers, step: GaussianTransition) -> tuple[Walkers, Array, None]:
+    def step(self, key: Array, walkers: Walkers, step: Transition) -> tuple[Walkers, Array, None]:
         key_model, key_move = jax.random.split(key)
         x_t = walkers.x
         evaluation = self.model.evaluate(key_model, x_t, step.t)
@@ -212,7 +211,8 @@ class Generate:
             return x_s, ESTIMATORS[self.estimator](self.model, step, x_s, x_t, evaluation)
 
         x_s, increments = jax.vmap(move)(jax.random.split(key_move, len(x_t)), x_t, evaluation)
-        return Walkers(x_s, walkers.excess_log_density.add(increments)), fault_weight(increments), None
+        faults = fault_weight(increments, step.t.is_valid(evaluation.excess))
+        return Walkers(x_s, walkers.excess_log_density.add(increments)), faults, None
 
     def position(self, walkers: Walkers) -> Array:
         return jax.vmap(self.model.transform.to_data)(walkers.x)
@@ -230,25 +230,26 @@ class Noise:
 
     model: DiffusionModel
     start: Array
-    top: NoiseLevel
+    top: Level
     estimator: str
 
     def init(self, key: Array, num_particles: int) -> tuple[Walkers, Array]:
-        zeros = jnp.zeros(num_particles, self.start.dtype)
+        zeros = jnp.zeros(num_particles, jnp.result_type(float))
         return Walkers(self.start, CompensatedSum.of(zeros)), zeros
 
-    def step(self, key: Array, walkers: Walkers, step: GaussianTransition) -> tuple[Walkers, Array, None]:
+    def step(self, key: Array, walkers: Walkers, step: Transition) -> tuple[Walkers, Array, None]:
         key_model, key_move = jax.random.split(key)
         x_s = walkers.x
         x_t = jax.vmap(lambda key, x: step.forward(x).sample(key))(jax.random.split(key_move, len(x_s)), x_s)
         evaluation = self.model.evaluate(key_model, x_t, step.t)
         increments = jax.vmap(partial(ESTIMATORS[self.estimator], self.model, step))(x_s, x_t, evaluation)
-        return Walkers(x_t, walkers.excess_log_density.add(increments)), fault_weight(increments), None
+        faults = fault_weight(increments, step.t.is_valid(evaluation.excess))
+        return Walkers(x_t, walkers.excess_log_density.add(increments)), faults, None
 
     def position(self, walkers: Walkers) -> Array:
         return jax.vmap(self.model.transform.to_data)(walkers.x)
 
-    def log_density(self, walkers: Walkers, bottom: NoiseLevel) -> Array:
+    def log_density(self, walkers: Walkers, bottom: Level) -> Array:
         prior = self.model.prior_at(self.top)
         end = jax.vmap(partial(prior_excess, prior, self.model, self.top))(walkers.x)
         return jax.vmap(partial(to_user_log_density, self.model, bottom))(
@@ -259,31 +260,34 @@ class Noise:
 # ------------------------------------------------------------------------------------------ shared with rnejax.control
 
 
-def prior_excess(prior: Any, model: DiffusionModel, top: NoiseLevel, x: Array) -> Array:
+def prior_excess(prior: Any, model: DiffusionModel, top: Level, x: Array) -> Array:
     """log prior(x) - log ref_{t_max}(x)."""
-    ref = reference(top, x.shape, model.process.subspace)
-    return prior.log_ratio(ref, x) if isinstance(prior, Gaussian) else prior.log_prob(x) - ref.log_prob(x)
+    return log_ratio(prior, model.process.reference_at(top, x.shape), x)
 
 
-def to_user_log_density(model: DiffusionModel, bottom: NoiseLevel, x: Array, excess: Array) -> Array:
+def to_user_log_density(model: DiffusionModel, bottom: Level, x: Array, excess: Array) -> Array:
     """log p(y) of y = to_data(x), from log p(x) - log ref_{t_min}(x)."""
-    subspace = model.process.subspace
-    return excess + reference(bottom, x.shape, subspace).log_prob(x) - model.transform.log_det(x, subspace)
+    reference = model.process.reference_at(bottom, x.shape)
+    return excess + reference.log_prob(x) - model.transform.log_det(x, model.process.subspace)
 
 
-def fault_weight(increments: Array) -> Array:
-    """Log-weights of paths that are never weighted: 0, or NaN for a path on which the network failed."""
-    return jnp.where(jnp.isfinite(increments), 0.0, jnp.nan).astype(increments.dtype)
+def fault_weight(increments: Array, is_valid: Array) -> Array:
+    """Log-weights of paths that are never weighted: 0, or NaN for a path on which the network failed.
+
+    That a path is impossible (an increment of -inf, where a token has no probability) is no failure.
+    """
+    return jnp.where(is_valid & (increments < jnp.inf), 0.0, jnp.nan).astype(increments.dtype)
 
 
 def check_times(model: DiffusionModel, times: Any) -> np.ndarray:
     """The times as float64, if they suit the model."""
     times = validate_times(model.process, times)
     no_signal = float(model.process.alpha(times[-1])) == 0
-    if no_signal and model.prediction in ("score", "epsilon", "energy"):
+    if no_signal and model.prediction in model.process.need_signal:
+        others = [name for name in model.process.predictions if name not in model.process.need_signal]
         raise ValueError(
             f"at t = {times[-1]:g} {type(model.process).__name__} has alpha = 0, where a {model.prediction} says "
-            f"nothing about x_0: end the grid earlier (for example at 0.999) or use an x0, v or velocity prediction"
+            f"nothing about x_0: end the grid earlier (for example at 0.999) or predict {' or '.join(others)}"
         )
     if no_signal and model.covariance.euler:
         raise ValueError(
@@ -299,8 +303,10 @@ def check_times(model: DiffusionModel, times: Any) -> np.ndarray:
     return times
 
 
-def check_points(model: DiffusionModel, x: Any) -> Array:
-    """Points with a batch axis, of the model's shape, finite, on its subspace; in JAX's default floating type."""
+def check_points(model: DiffusionModel, x: Any, times: np.ndarray | None = None) -> Array:
+    """Points with a batch axis, of the model's shape: finite, on its subspace, in JAX's default floating type; or
+    tokens of its vocabulary, MASK only if some are masked at the first time (default: the process's).
+    """
     try:
         x = jnp.asarray(x)
     except TypeError:
@@ -310,6 +316,9 @@ def check_points(model: DiffusionModel, x: Any) -> Array:
         raise ValueError(f"x must have shape (n, {', '.join(map(str, model.shape))}), got {x.shape}{hint}")
     if len(x) == 0:
         raise ValueError("x holds no points: its batch axis has length 0")
+    if isinstance(model.process, TokenProcess):
+        start = model.process.t_min if times is None else times[0]
+        return model.process.check_tokens("x", x, clean=float(model.process.alpha(start)) == 1)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x must be floating, got {x.dtype}; dequantise integers and scale them to the model's units first"
@@ -345,19 +354,20 @@ class SignalAtEndWarning(UserWarning):
 
 
 def warn_of_signal(model: DiffusionModel, times: np.ndarray, max_fraction: float = 0.1) -> None:
-    """Warn where alpha^2 data_std^2 / V_t > ``max_fraction`` at the last time of a model without a prior of its own.
+    """Warn where the signal's share is above ``max_fraction`` at the last time of a model without a prior of its own.
 
-    The default prior is the reference there. It knows nothing of the data but their variance, and the larger the share
-    of its variance that is signal, the more the law of the samples and their densities is the reference's.
+    The share is alpha^2 data_std^2 / V_t of the reference's variance, or alpha_t of the tokens. The default prior is
+    the reference there. It knows nothing of the data but their variance, or their vocabulary, and the larger the
+    share that is signal, the more the law of the samples and their densities is the reference's.
     """
     if model.has_prior:
         return
     last = times[-1]
-    signal = float(model.process.alpha(last)) ** 2 * model.process.data_std**2
-    fraction = signal / (signal + float(model.process.sigma(last)) ** 2)
+    fraction = float(model.process.signal_fraction(last))
     if fraction > max_fraction:
+        what = "tokens" if model.process.is_discrete else "reference's variance"
         warnings.warn(
-            f"the grid ends at t = {last:.6g}, where {fraction:.0%} of the reference's variance is signal, so that the "
+            f"the grid ends at t = {last:.6g}, where {fraction:.0%} of the {what} is signal, so that the "
             f"default prior is no good stand-in for the data: end it near t_max = {model.process.t_max:g}, or give the "
             "model a prior",
             SignalAtEndWarning,

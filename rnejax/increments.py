@@ -24,20 +24,21 @@ import jax
 import jax.numpy as jnp
 
 from .covariance import Evaluation
-from .kernels import Array, event_sum
+from .kernels import Array, event_sum, log_ratio
 from .model import DiffusionModel
-from .processes import GaussianTransition
-from .processes.gaussian import drift_and_diffusion, reference
+from .processes import GaussianTransition, Process, Transition
+from .processes.gaussian import drift_and_diffusion
 from .processes.grids import validate_times
 
-Increment = Callable[[DiffusionModel, GaussianTransition, Array, Array, Evaluation], Array]
+Increment = Callable[[DiffusionModel, Any, Array, Array, Evaluation], Array]
 
 
-def exact(
-    model: DiffusionModel, transition: GaussianTransition, x_s: Array, x_t: Array, evaluation: Evaluation
-) -> Array:
-    """log K(x_s | x_t) - log K_ref(x_s | x_t), with the exact kernel of the reference and the model's own kernel."""
-    return model.kernel(transition, x_t, evaluation).log_ratio(transition.reference_reverse(x_t), x_s)
+def exact(model: DiffusionModel, transition: Transition, x_s: Array, x_t: Array, evaluation: Evaluation) -> Array:
+    """log K(x_s | x_t) - log K_ref(x_s | x_t), with the exact kernel of the reference and the model's own kernel.
+
+    Of tokens that are revealed one by one or in crowds: the sum of log(V mu_k) over the tokens revealed.
+    """
+    return log_ratio(model.kernel(transition, x_t, evaluation), transition.reference_reverse(x_t), x_s)
 
 
 def euler_reference(
@@ -56,7 +57,11 @@ def euler_plain(
 ) -> Array:
     """The paper's form without reference: log K - log F, both Euler-Maruyama."""
     reverse = transition.euler_reverse(x_t, evaluation.excess).log_prob(x_s)
-    return reverse - transition.euler_forward(x_s).log_prob(x_t) - reference_difference(transition, x_s, x_t)
+    return (
+        reverse
+        - transition.euler_forward(x_s).log_prob(x_t)
+        - reference_difference(model.process, transition, x_s, x_t)
+    )
 
 
 def ito(model: DiffusionModel, transition: GaussianTransition, x_s: Array, x_t: Array, evaluation: Evaluation) -> Array:
@@ -66,7 +71,7 @@ def ito(model: DiffusionModel, transition: GaussianTransition, x_s: Array, x_t: 
     dimension = transition.subspace.dimension(x_t.shape)
     rate = dimension * linear + linear * event_sum(score * x_t) - 0.5 * diffusion * event_sum(score**2)
     increment = event_sum(score * (x_s - x_t)) + transition.duration * rate
-    return increment - reference_difference(transition, x_s, x_t)
+    return increment - reference_difference(model.process, transition, x_s, x_t)
 
 
 ESTIMATORS: dict[str, Increment] = {"exact": exact, "reference": euler_reference, "plain": euler_plain, "ito": ito}
@@ -90,10 +95,9 @@ def get_estimator(name: str | None, model: DiffusionModel) -> str:
     return name
 
 
-def reference_difference(transition: GaussianTransition, x_s: Array, x_t: Array) -> Array:
+def reference_difference(process: Process, transition: Transition, x_s: Array, x_t: Array) -> Array:
     """log ref_s(x_s) - log ref_t(x_t)."""
-    at_s = reference(transition.s, x_s.shape, transition.subspace)
-    at_t = reference(transition.t, x_t.shape, transition.subspace)
+    at_s, at_t = process.reference_at(transition.s, x_s.shape), process.reference_at(transition.t, x_t.shape)
     return at_s.log_prob(x_s) - at_t.log_prob(x_t)
 
 
@@ -118,10 +122,10 @@ def increment(
     transition = model.process.transition(s, t)
     evaluation = model._evaluate_one(x_t, transition.t, key)
     excess = ESTIMATORS[get_estimator(estimator, model)](model, transition, x_s, x_t, evaluation)
-    return reference_difference(transition, x_s, x_t) + excess
+    return reference_difference(model.process, transition, x_s, x_t) + excess
 
 
-def transitions(process: Any, times: Any, towards_noise: bool = False) -> GaussianTransition:
+def transitions(process: Process, times: Any, towards_noise: bool = False) -> Any:
     """All steps of a grid, stacked in order of execution: from noise to data, or from data ``towards_noise``."""
     times = validate_times(process, times)
     steps = process.transition(times[:-1], times[1:])

@@ -5,13 +5,16 @@ best. Two kernels of one transition differ by a small shift of the mean and a sm
 ``log p - log q`` of two large log-densities would lose both in float32. A :class:`Gaussian` therefore keeps its mean as
 ``anchor + shift``, where the anchor is shared by all kernels of a transition, and its covariance as
 ``variance * (I + M)``, where ``M`` is small: means and covariances are compared by the differences of the small parts.
+The log-probabilities of tokens are kept the same way, as a shared ``anchor`` and a ``shift`` (:class:`Categorical`: all
+tokens, each for itself; :class:`OneToken`: one of them).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +34,19 @@ class Kernel(Protocol):
 
 def log_ratio(numerator: Kernel, denominator: Kernel, x: Array) -> Array:
     """log p(x) - log q(x), without cancellation where both are of one family."""
-    if isinstance(numerator, Gaussian) and isinstance(denominator, Gaussian):
+    if type(numerator) is type(denominator) and hasattr(numerator, "log_ratio"):
         return numerator.log_ratio(denominator, x)
     return numerator.log_prob(x) - denominator.log_prob(x)
+
+
+def log_product(exponents: Array, log_factors: Array) -> Array:
+    """log prod_i f_i^{beta_i} along the first axis, where factors may be zero: 0^0 = 1, and 0 whatever the others are
+    where a factor with a positive exponent is.
+    """
+    betas = exponents.reshape(-1, *[1] * (log_factors.ndim - 1))
+    terms = jnp.where(betas == 0, 0.0, betas * log_factors)
+    is_zero = jnp.any((log_factors == -jnp.inf) & (betas > 0), axis=0)
+    return jnp.where(is_zero, -jnp.inf, jnp.sum(jnp.where(is_zero, 0.0, terms), axis=0))
 
 
 def event_sum(values: Array) -> Array:
@@ -239,3 +252,83 @@ class Gaussian:
 
 def _rotate(vector: Array, basis: Array | None) -> Array:
     return vector if basis is None else basis.T @ vector.reshape(-1)
+
+
+# -------------------------------------------------------------------------------------------------------- categorical
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Categorical:
+    r"""Independent categories: p(x) = prod_i exp(anchor_i + shift_i)[x_i] of integers, shape ``(length,)``.
+
+    Attributes:
+      anchor: log-probabilities that all kernels of a transition share, (length, categories); -inf forbids.
+      shift: what is added to them, of the same shape; the sum must be normalised in every row.
+    """
+
+    anchor: Array
+    shift: Array | float = 0.0
+
+    def sample(self, key: Array) -> Array:
+        """One draw, integers of shape (length,)."""
+        drawn = jax.random.categorical(key, self.anchor + self.shift, axis=-1).astype(jnp.int32)
+        return jax.lax.optimization_barrier(drawn)
+
+    def log_prob(self, x: Array) -> Array:
+        """log p(x), in nats, as a scalar."""
+        return event_sum(_pick(self.anchor + self.shift, x))
+
+    def log_ratio(self, other: Categorical, x: Array) -> Array:
+        """log p(x) - log q(x): what the two share cancels before it is summed; -inf wherever p(x) = 0."""
+        return event_sum(_log_ratio_of(self, other, lambda table: _pick(table, x)))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OneToken:
+    r"""One position of ``state`` changes: p(x) = exp(anchor + shift)[i, k] where x is ``state`` with token k at i.
+
+    Attributes:
+      state: where the step starts, integers of shape (length,).
+      anchor: log-probabilities that all kernels of a transition share, (length, categories); -inf forbids.
+      shift: what is added to them; the sum must be normalised over positions and categories together.
+    """
+
+    state: Array
+    anchor: Array
+    shift: Array | float = 0.0
+
+    def sample(self, key: Array) -> Array:
+        """One draw, integers of shape (length,)."""
+        table = self.anchor + self.shift
+        flat = jax.random.categorical(key, table.reshape(-1))
+        position, token = jnp.divmod(flat, table.shape[-1])
+        drawn = self.state.at[position].set(token.astype(self.state.dtype))
+        return jax.lax.optimization_barrier(drawn)
+
+    def log_prob(self, x: Array) -> Array:
+        """log p(x), in nats, as a scalar; -inf where not exactly one position has changed."""
+        return self._where_one_changed(x, _pick(self.anchor + self.shift, x))
+
+    def log_ratio(self, other: OneToken, x: Array) -> Array:
+        """log p(x) - log q(x) for kernels that start from one state."""
+        return self._where_one_changed(x, _log_ratio_of(self, other, lambda table: _pick(table, x)))
+
+    def _where_one_changed(self, x: Array, values: Array) -> Array:
+        changed = x != self.state
+        return jnp.where(jnp.sum(changed) == 1, event_sum(jnp.where(changed, values, 0.0)), -jnp.inf)
+
+
+def _pick(table: Array, x: Array) -> Array:
+    """table[i, x_i]."""
+    return jnp.take_along_axis(table, x[:, None], axis=-1)[:, 0]
+
+
+def _log_ratio_of(p: Any, q: Any, pick: Callable[[Array], Array]) -> Array:
+    anchors = [pick(kernel.anchor) for kernel in (p, q)]
+    shifts = [pick(jnp.broadcast_to(kernel.shift, kernel.anchor.shape)) for kernel in (p, q)]
+    impossible = anchors[0] + shifts[0] == -jnp.inf
+    # Where both are impossible a difference would be NaN; that p is decides.
+    difference = jnp.where(anchors[0] == anchors[1], 0.0, anchors[0] - anchors[1]) + (shifts[0] - shifts[1])
+    return jnp.where(impossible, -jnp.inf, difference)

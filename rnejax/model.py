@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,15 +9,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from .adapters import LinenCall, NnxCall, adapt
-from .checks import is_traced
+from .adapters import NnxCall, adapt
 from .covariance import Covariance, Evaluation, get_covariance
-from .kernels import Array, FullSpace, Gaussian
-from .processes import GaussianProcess, GaussianTransition, NoiseLevel
-from .processes.gaussian import PREDICTIONS, check_process, reference
+from .kernels import Array, Kernel
+from .processes import Level, NoiseLevel, Process, Transition
+from .processes.gaussian import GaussianProcess, require_gaussian
+from .processes.process import check_process
 from .transforms import Identity, Transform
+from .trials import check_output, check_prior, check_transform
 
 NOISE_LEVELS: dict[str, Callable[[NoiseLevel], Array]] = {
     "t": lambda level: level.t,
@@ -63,11 +62,11 @@ class DiffusionModel:
 
     def __init__(
         self,
-        process: GaussianProcess,
+        process: Process,
         fn: Callable[..., Array] | Any,
-        prediction: str = "score",
+        prediction: str | None = None,
         covariance: str | Covariance = "reference",
-        shape: tuple[int, ...] = (),
+        shape: tuple[int, ...] | None = None,
         *,
         params: Any = None,
         condition: Any = None,
@@ -77,9 +76,11 @@ class DiffusionModel:
         transform: Transform = Identity(),  # noqa: B008 - immutable
     ):
         check_process(process)
-        if prediction not in PREDICTIONS:
+        prediction = process.predictions[0] if prediction is None else prediction
+        if prediction not in process.predictions:
             raise ValueError(
-                f"unknown prediction {prediction!r} for {type(process).__name__}; one of {', '.join(PREDICTIONS)}"
+                f"unknown prediction {prediction!r} for {type(process).__name__}; one of "
+                f"{', '.join(process.predictions)}"
             )
         if isinstance(noise_level, str) and noise_level not in NOISE_LEVELS:
             raise ValueError(f"unknown noise_level {noise_level!r}; one of {', '.join(NOISE_LEVELS)}, or a function")
@@ -89,16 +90,20 @@ class DiffusionModel:
         self.fn, self.params = adapt(fn, params)
         self.prediction = prediction
         self.covariance = get_covariance(covariance)
-        self.shape = _as_shape(shape)
+        self.shape = process.check_shape(None if shape is None else _as_shape(shape))
         self.condition = condition
         self.batched = bool(batched)
         self.noise_level = noise_level
         self.prior, self._static_prior = _split_prior(prior)
         self.transform = transform
-        process.subspace.dimension(self.shape)  # raises where the shape is not one of the subspace's
-        self._check_transform()
-        self._check_output()
-        self._check_prior()
+        if process.is_discrete and (covariance != "reference" or transform != Identity()):
+            raise ValueError(
+                f"states of {type(process).__name__} are tokens, which have no covariance and no coordinates to "
+                f"transform: leave covariance and transform as they are, got {covariance!r} and {transform!r}"
+            )
+        check_transform(self)
+        check_output(self)
+        check_prior(self)
 
     # -- variations ---------------------------------------------------------------------------------------------------
 
@@ -110,7 +115,7 @@ class DiffusionModel:
         """
         model = self._replace(condition=condition)
         if not _alike(condition, self.condition):
-            model._check_output()
+            check_output(model)
         return model
 
     def with_params(self, params: Any) -> DiffusionModel:
@@ -121,7 +126,7 @@ class DiffusionModel:
         """
         model = self._replace(params=self.fn.weights(params) if isinstance(self.fn, NnxCall) else params)
         if not _alike(model.params, self.params):
-            model._check_output()
+            check_output(model)
         return model
 
     def with_prior(self, prior: Any) -> DiffusionModel:
@@ -132,7 +137,21 @@ class DiffusionModel:
         """
         data, static = _split_prior(prior)
         model = self._replace(prior=data, _static_prior=static)
-        model._check_prior()
+        check_prior(model)
+        return model
+
+    def with_process(self, process: Process) -> DiffusionModel:
+        """The same network under another noising process that it was trained for as well, such as other times of one.
+
+        Raises:
+          ValueError: as the constructor does for its ``process``.
+        """
+        check_process(process)
+        if process.is_discrete != self.process.is_discrete or self.prediction not in process.predictions:
+            raise ValueError(f"a network for {self.process} says nothing about {process}")
+        model = self._replace(process=process, shape=process.check_shape(self.shape))
+        check_output(model)
+        check_prior(model)
         return model
 
     def with_covariance(self, covariance: str | Covariance) -> DiffusionModel:
@@ -141,19 +160,24 @@ class DiffusionModel:
 
     # -- one example --------------------------------------------------------------------------------------------------
 
-    def reverse(self, x_t: Array, t: Any, s: Any, key: Array | None = None) -> Gaussian:
+    def reverse(self, x_t: Array, t: Any, s: Any, key: Array | None = None) -> Any:
         """K(x_s | x_t) for s < t, in the network's coordinates. ``key`` is used by random covariances only."""
         self.check_state("x_t", x_t)
         transition = self.process.transition(s, t)
         return self.kernel(transition, x_t, self._evaluate_one(x_t, transition.t, key))
 
     def denoise(self, x: Array, t: Any) -> Array:
-        """E[x_0 | x_t = x]."""
+        """E[x_0 | x_t = x]; of tokens, the probability of every one at every position, (length, vocab_size)."""
         level = self.process.level(t)
         return level.denoised(x, self._excess(x[None], level)[0])
 
     def score(self, x: Array, t: Any) -> Array:
-        """grad log p_t(x)."""
+        """grad log p_t(x).
+
+        Raises:
+          ValueError: for a process of tokens, where there is no gradient.
+        """
+        require_gaussian(self.process, "the score")
         level = self.process.level(t)
         return level.score(x, self._excess(x[None], level)[0])
 
@@ -171,15 +195,15 @@ class DiffusionModel:
         self.check_state("x", x)
         return self._call(x[None], self.process.level(t))[0]
 
-    def kernel(self, transition: GaussianTransition, x_t: Array, evaluation: Evaluation) -> Gaussian:
+    def kernel(self, transition: Transition, x_t: Array, evaluation: Evaluation) -> Kernel:
         """K(x_s | x_t) from what the model said of x_t (one example)."""
         if self.covariance.euler:
-            return transition.euler_reverse(x_t, evaluation.excess)
+            return transition.euler_reverse(x_t, evaluation.excess)  # type: ignore[attr-defined]
         return transition.reverse(x_t, *evaluation)
 
     # -- a batch of states at one time: the only place where the network is called -------------------------------------
 
-    def evaluate(self, key: Array, x: Array, level: NoiseLevel, *, after: Array | None = None) -> Evaluation:
+    def evaluate(self, key: Array, x: Array, level: Any, *, after: Array | None = None) -> Evaluation:
         """Excess and covariance of a batch of states (n, *shape) at one noise level: one network evaluation each.
 
         Not before ``after`` is known, where given. Two large batches of eigendecompositions (``full``) that do not
@@ -187,12 +211,13 @@ class DiffusionModel:
         """
         one = 1.0 if after is None else _one_after(after)
 
-        def at(level: NoiseLevel) -> Evaluation:
+        def at(level: Any) -> Evaluation:
             return self.covariance(
                 key, lambda states: one * self._excess(states, level), x, level, self.process.subspace
             )
 
-        if not (getattr(self.covariance, "needs_signal", False) and self.process.ends_without_signal):
+        needs_signal = getattr(self.covariance, "needs_signal", False)
+        if not (needs_signal and isinstance(self.process, GaussianProcess) and self.process.ends_without_signal):
             return at(level)
 
         def without_signal() -> Evaluation:
@@ -212,29 +237,30 @@ class DiffusionModel:
         """Whether the model was given a prior of its own."""
         return self._own_prior is not None
 
-    def prior_at(self, level: NoiseLevel) -> Any:
+    def prior_at(self, level: Level) -> Any:
         """The law that generation starts from."""
-        return reference(level, self.shape, self.process.subspace) if self._own_prior is None else self._own_prior
+        return self.process.reference_at(level, self.shape) if self._own_prior is None else self._own_prior
 
-    def _evaluate_one(self, x: Array, level: NoiseLevel, key: Array | None) -> Evaluation:
+    def _evaluate_one(self, x: Array, level: Any, key: Array | None) -> Evaluation:
         key = jax.random.key(0) if key is None else key
         return jax.tree.map(lambda leaf: leaf[0], self.evaluate(key, x[None], level))
 
-    def _excess(self, x: Array, level: NoiseLevel) -> Array:
+    def _excess(self, x: Array, level: Any) -> Array:
         prediction = "score" if self.prediction == "energy" else self.prediction
-        excess = level.excess(self._outputs(x, level), x, prediction)
+        excess: Array = level.excess(self._outputs(x, level), x, prediction)
         return jax.vmap(self.process.subspace.project)(excess)
 
-    def _outputs(self, x: Array, level: NoiseLevel) -> Array:
+    def _outputs(self, x: Array, level: Any) -> Array:
         if self.prediction == "energy":
             energies, pullback = jax.vjp(lambda states: self._call(states, level), x)
             return -pullback(jnp.ones_like(energies))[0]
         return self._call(x, level)
 
-    def _call(self, x: Array, level: NoiseLevel) -> Array:
+    def _call(self, x: Array, level: Any) -> Array:
         convention = NOISE_LEVELS[self.noise_level] if isinstance(self.noise_level, str) else self.noise_level
         time = jnp.asarray(convention(level))
-        time = time if jnp.issubdtype(time.dtype, jnp.integer) else time.astype(x.dtype)  # an index stays one
+        if not jnp.issubdtype(time.dtype, jnp.integer):  # an index stays one
+            time = time.astype(jnp.result_type(float) if self.process.is_discrete else x.dtype)
         plain = self.params is None and self.condition is None
         if not self.batched:
             call = self.fn if plain else lambda state, time: self.fn(self.params, state, time, self.condition)
@@ -246,126 +272,6 @@ class DiffusionModel:
         return self.fn(self.params, x, times, conditions)
 
     # -- housekeeping -------------------------------------------------------------------------------------------------
-
-    def _check_output(self) -> None:
-        """Try fn abstractly: a wrong signature or shape is found before anything is computed."""
-        arguments = ("x", "t") if self.params is None and self.condition is None else ("params", "x", "t", "condition")
-        try:
-            inspect.signature(self.fn).bind(*arguments)
-        except TypeError as error:
-            raise ValueError(f"fn must accept fn({', '.join(arguments)}), but {error}") from None
-        except ValueError:  # no signature to be had (a builtin): the call below decides
-            pass
-        level = self.process.level(0.5 * (self.process.t_min + self.process.t_max))
-        states = jax.ShapeDtypeStruct((2, *self.shape), jnp.result_type(float))
-        if isinstance(self.fn, LinenCall):
-            self._check_variables(self.fn, states)
-        _check_arrays("params", self.params)
-        _check_arrays("condition", self.condition)
-        try:
-            output = jax.eval_shape(lambda x: self._call(x, level), states)
-        except Exception as error:  # whatever the user's function may raise
-            one = f"one state of shape {self.shape}"
-            tried = f"a batch of shape (2, {', '.join(map(str, self.shape))})" if self.batched else one
-            given = ["params"] * (self.params is not None) + ["condition"] * (self.condition is not None)
-            also = f" with its {' and '.join(given)}" if given else ""
-            raise ValueError(
-                f"fn failed when it was tried on {tried}{also} "
-                f"({type(error).__name__}: {error}). Is shape= right? Does fn take a batch (batched=True, now "
-                f"{self.batched})?"
-            ) from error
-        expected = (2,) if self.prediction == "energy" else (2, *self.shape)
-        if getattr(output, "shape", None) != expected:
-            what = "a scalar" if self.prediction == "energy" else f"shape {self.shape}"
-            raise ValueError(
-                f"fn with prediction={self.prediction!r} must return {what} for one state of shape {self.shape}; "
-                f"on a batch of 2 it gave {getattr(output, 'shape', output)} instead of {expected}. Is shape= right? "
-                f"Does fn take a batch (batched=True, now {self.batched})?"
-            )
-        if not jnp.issubdtype(output.dtype, jnp.floating):
-            raise ValueError(f"fn must return floating-point numbers, got {output.dtype}")
-
-    def _check_variables(self, call: LinenCall, states: jax.ShapeDtypeStruct) -> None:
-        """A linen module's variables against those that it would make itself."""
-        if self.batched:
-            n = states.shape[0]
-            arguments: list[Any] = [states, jax.ShapeDtypeStruct((n,), states.dtype)]
-            condition = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct((n, *jnp.shape(leaf)), jnp.result_type(leaf)), self.condition
-            )
-        else:
-            arguments = [jax.ShapeDtypeStruct(self.shape, states.dtype), jax.ShapeDtypeStruct((), states.dtype)]
-            condition = self.condition
-        call.check(self.params, *arguments, *([] if condition is None else [condition]))
-
-    def _check_transform(self) -> None:
-        """Try the transform abstractly on one state."""
-        name = type(self.transform).__name__
-        missing = [m for m in ("to_data", "to_model", "log_det") if not callable(getattr(self.transform, m, None))]
-        if missing:
-            raise ValueError(
-                f"transform must be Affine(scale, shift) or have the methods of rnejax.transforms.Transform; {name} "
-                f"has no {' and no '.join(missing)}"
-            )
-        state = jax.ShapeDtypeStruct(self.shape, jnp.result_type(float))
-        subspace = self.process.subspace
-        for method, expected in (("to_data", self.shape), ("to_model", self.shape), ("log_det", ())):
-            call = getattr(self.transform, method)
-            arguments = (subspace,) if method == "log_det" else ()
-            try:
-                got = jax.eval_shape(lambda x, call=call, arguments=arguments: call(x, *arguments), state).shape
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"transform.{method} failed on one state of shape {self.shape}: {error}") from error
-            if got != expected:
-                raise ValueError(
-                    f"transform.{method} must return shape {expected} for one state of shape {self.shape}, but {name} "
-                    f"gives {got}: do its scale and shift have the state's shape?"
-                )
-
-    def _check_prior(self) -> None:
-        """Try a prior of the user's own, as generation will use it."""
-        prior = self._own_prior
-        if prior is None:
-            return
-        name = type(prior).__name__
-        missing = [method for method in ("sample", "log_prob") if not callable(getattr(prior, method, None))]
-        if missing:
-            raise ValueError(f"a prior needs sample(key) and log_prob(x); {name} has no {' and no '.join(missing)}")
-        try:
-            x = jax.eval_shape(lambda key: prior.sample(key), jax.random.key(0))
-            log_prob = jax.eval_shape(
-                lambda x: prior.log_prob(x), jax.ShapeDtypeStruct(self.shape, jnp.result_type(float))
-            )
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"prior.sample(key) must draw one state of shape {self.shape}, and prior.log_prob(x) take it, but "
-                f"{name} failed: {error}"
-            ) from error
-        for method, got, expected in (("sample(key)", x, self.shape), ("log_prob(x)", log_prob, ())):
-            if getattr(got, "shape", None) != expected:
-                raise ValueError(
-                    f"prior.{method} must return shape {expected} for one state of shape {self.shape}, but {name} "
-                    f"gives {getattr(got, 'shape', got)}"
-                )
-        self._check_prior_is_on_subspace(prior)
-
-    def _check_prior_is_on_subspace(self, prior: Any) -> None:
-        """A law on the whole space would be drawn off the subspace, and normalised in too many dimensions."""
-        subspace = self.process.subspace
-        if isinstance(subspace, FullSpace):
-            return
-        remedy = (
-            f"the prior must be a law on {subspace}, the process's subspace, with respect to the volume there: for a "
-            "Gaussian, Gaussian(..., subspace=process.subspace)"
-        )
-        if isinstance(prior, Gaussian) and prior.subspace != subspace:
-            raise ValueError(f"{remedy}; it is one on {prior.subspace}")
-        if is_traced(prior):
-            return
-        x = jax.vmap(prior.sample)(jax.random.split(jax.random.key(0), 16))
-        offset = float(jnp.max(jnp.abs(x - jax.vmap(subspace.project)(x))))
-        if offset > x[0].size * float(jnp.finfo(x.dtype).eps) * float(jnp.max(jnp.abs(x))):
-            raise ValueError(f"{remedy}; a draw of {type(prior).__name__} is off it by {offset:.3g}")
 
     def check_state(self, name: str, x: Any) -> None:
         """Raises ValueError where x is not one state."""
@@ -425,12 +331,6 @@ def _alike(one: Any, other: Any) -> bool:
     structures: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
     shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
     return bool(structures[0] == structures[1]) and shapes[0] == shapes[1]
-
-
-def _check_arrays(name: str, tree: Any) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, int, float, complex)):
-            raise ValueError(f"{name}{jax.tree_util.keystr(path)} must be an array or a number, got {leaf!r}")
 
 
 def _one_after(known: Array) -> Array:

@@ -32,6 +32,7 @@ from .density import check_points, check_times, prior_excess, to_user_log_densit
 from .kernels import Array
 from .model import DiffusionModel
 from .processes import GaussianProcess, NoiseLevel
+from .processes.gaussian import require_gaussian
 from .smc.faults import SMCError
 
 DIVERGENCES = ("exact", "hutchinson")
@@ -92,6 +93,7 @@ def probability_flow_log_density(
     """
     diffrax = _import_diffrax()
     check_key(key)
+    process = require_gaussian(model.process, "the probability flow")
     times = check_times(model, times)
     warn_of_signal(model, times)
     x = check_points(model, x)
@@ -107,7 +109,7 @@ def probability_flow_log_density(
             "the probability flow asks the network at times of its own choice, between the step numbers that "
             "noise_level='index' knows; for a network that interpolates, noise_level=lambda level: level.t - 1"
         )
-    if not float(model.process.sigma(times[0])) > 0:
+    if not float(process.sigma(times[0])) > 0:
         raise ValueError(
             f"the probability flow is singular where sigma = 0, at t = {times[0]:g}: start the times later"
         )
@@ -158,7 +160,8 @@ def _flow(
     """The densities, the time that was reached, the state there, and what went wrong."""
     import diffrax
 
-    process, (low, high), (rtol, atol) = model.process, ends, tolerances
+    process = require_gaussian(model.process, "the probability flow")
+    (low, high), (rtol, atol) = ends, tolerances
     bottom, top = process.level(low), process.level(high)
     start = jax.vmap(model.transform.to_model)(x)
     probes = None

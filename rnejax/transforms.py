@@ -36,7 +36,7 @@ class Identity:
         return y
 
     def log_det(self, x: Array, subspace: Subspace) -> Array:
-        return jnp.zeros((), x.dtype)
+        return jnp.zeros((), x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.result_type(float))
 
 
 @jax.tree_util.register_static

@@ -43,7 +43,7 @@ def test_for_gaussian_data_and_full_covariance_an_increment_is_exact_for_every_p
         @jax.vmap
         def per_pair(step, x_s, x_t):
             evaluation = model._evaluate_one(x_t, step.t, None)
-            return rj.increments.reference_difference(step, x_s, x_t) + ESTIMATORS["exact"](
+            return rj.increments.reference_difference(process, step, x_s, x_t) + ESTIMATORS["exact"](
                 model, step, x_s, x_t, evaluation
             )
 

@@ -8,7 +8,9 @@ The log-weight of a step from t to s < t (mathematics.md, section 4), with refer
 
 where e_i is the excess increment of model i (``increments.py``; log(K_i / K_ref)(x_s) for the exact-kernel form) and
 E_i = log p_{i,s}(x_s) - log ref_s(x_s) is what the particle has accumulated of it; E_i is needed for exponents that
-vary in time, and comes out as the density of each particle under each model.
+vary in time, and comes out as the density of each particle under each model. Where the path of targets keeps the
+reference, as that of tokens does, q_t ~ ref_t^{1 - bar_t} prod_i p_{i,t}^{beta_{i,t}}, the second line is that of the
+last step only, and there (bar_s - 1) log ref_s(x_s).
 """
 
 from __future__ import annotations
@@ -21,14 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..covariance import Evaluation
 from ..density import prior_excess
 from ..increments import ESTIMATORS, get_estimator, transitions
-from ..kernels import Array, Gaussian, Kernel, log_ratio
+from ..kernels import Array, Gaussian, Kernel, log_product, log_ratio
 from ..model import DiffusionModel
-from ..processes import GaussianTransition, NoiseLevel
-from ..processes.gaussian import reference
+from ..processes import Level, Process
 from ..smc.weights import CompensatedSum
+from .looking import Evaluations, Seen, look_at_numbers, look_at_tokens
 from .proposals import Local, Proposal, transport_effects
 from .rewards import Reward
 
@@ -37,30 +38,31 @@ class Particle(NamedTuple):
     """A state and everything that is known about it: gathered whole when particles are resampled."""
 
     x: Array
-    evaluations: tuple[Evaluation, ...]
-    rewards: Array  # (j,)
-    exact_gradient: Array
-    gradient: Array
-    log_reference: Array
+    seen: Seen
+    log_reference: Array  # of the part of the path of targets that is a power of the reference
     excess_log_densities: CompensatedSum  # (m,)
+    lookahead: Array  # what the weight already holds of the next step's
 
 
 class ControlStep(NamedTuple):
     """One iteration: move from t to s, then look at the state at s. The first only looks, at t_max."""
 
-    transition: GaussianTransition
-    level: NoiseLevel  # where the state is looked at
+    transition: Any
+    next: Any  # the transition of the next iteration
+    level: Any  # where the state is looked at
     exponents_s: Array
     exponents_t: Array
+    exponents_ahead: Array  # at the end of the next iteration
     strengths_s: Array
     strengths_t: Array
+    strengths_ahead: Array
     is_first: Array
     is_last: Array
     evaluate: Array
 
 
 def control_steps(
-    process: Any, times: np.ndarray, exponents: np.ndarray, strengths: np.ndarray, evaluate_last: bool
+    process: Process, times: np.ndarray, exponents: np.ndarray, strengths: np.ndarray, evaluate_last: bool
 ) -> ControlStep:
     """The n + 1 iterations of a grid with n steps, in order of execution."""
     n = len(times) - 1
@@ -68,20 +70,23 @@ def control_steps(
     at_s = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:1], leaf]), steps)  # the first iteration moves nothing
     levels = jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), process.level(times))
 
-    def by_step(increasing: np.ndarray) -> tuple[Array, Array]:
+    def by_step(increasing: np.ndarray) -> tuple[Array, Array, Array]:
         values = jnp.asarray(increasing[::-1], jnp.result_type(float))
-        return values, jnp.concatenate([values[:1], values[:-1]])
+        return values, jnp.concatenate([values[:1], values[:-1]]), jnp.concatenate([values[1:], values[-1:]])
 
-    exponents_s, exponents_t = by_step(exponents)
-    strengths_s, strengths_t = by_step(strengths)
+    exponents_s, exponents_t, exponents_ahead = by_step(exponents)
+    strengths_s, strengths_t, strengths_ahead = by_step(strengths)
     index = np.arange(n + 1)
     return ControlStep(
         transition=at_s,
+        next=jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[-1:]]), steps),
         level=levels,
         exponents_s=exponents_s,
         exponents_t=exponents_t,
+        exponents_ahead=exponents_ahead,
         strengths_s=strengths_s,
         strengths_t=strengths_t,
+        strengths_ahead=strengths_ahead,
         is_first=jnp.asarray(index == 0),
         is_last=jnp.asarray(index == n),
         evaluate=jnp.asarray((index < n) | evaluate_last),
@@ -105,8 +110,8 @@ class Steer:
 
     models: tuple[DiffusionModel, ...]
     rewards: tuple[Reward, ...]
-    initial: Gaussian
-    top: NoiseLevel
+    initial: Any
+    top: Level
     exponents: Array  # at t_max
     proposal: Proposal
     generated: bool = False
@@ -116,26 +121,29 @@ class Steer:
         x = jax.vmap(self.initial.sample)(jax.random.split(key, num_particles))
 
         def start(x: Array) -> tuple[Array, Array, Array]:
-            ref = reference(self.top, x.shape, self.models[0].process.subspace)
             excess = jnp.stack([prior_excess(model.prior_at(self.top), model, self.top, x) for model in self.models])
-            log_reference = ref.log_prob(x)
-            log_weight = (
-                jnp.sum(self.exponents * excess) + jnp.sum(self.exponents) * log_reference - self.initial.log_prob(x)
-            )
+            reference = self.process.reference_at(self.top, x.shape)
+            tempered = log_product(self.exponents, excess)
+            if self.process.keeps_reference:
+                return jnp.zeros(()), excess, tempered + log_ratio(reference, self.initial, x)
+            log_reference = reference.log_prob(x)
+            log_weight = tempered + jnp.sum(self.exponents) * log_reference - self.initial.log_prob(x)
             return log_reference, excess, log_weight
 
         log_reference, excess, log_weights = jax.vmap(start)(x)
-        nothing = jnp.zeros_like(x)
-        particles = Particle(
-            x=x,
+        relaxed = jnp.zeros((num_particles, *self.process.relaxed_shape(x.shape[1:])), log_weights.dtype)
+        seen = Seen(
             evaluations=self._no_evaluations(x),
-            rewards=jnp.zeros((num_particles, len(self.rewards)), x.dtype),
-            exact_gradient=nothing,
-            gradient=nothing,
-            log_reference=log_reference,
-            excess_log_densities=CompensatedSum.of(excess),
+            rewards=jnp.zeros((num_particles, len(self.rewards)), log_weights.dtype),
+            exact_gradient=relaxed,
+            gradient=relaxed,
         )
+        particles = Particle(x, seen, log_reference, CompensatedSum.of(excess), jnp.zeros_like(log_weights))
         return particles, log_weights
+
+    @property
+    def process(self) -> Process:
+        return self.models[0].process
 
     def step(self, key: Array, particles: Particle, step: ControlStep) -> tuple[Particle, Array, dict[str, Array]]:
         key_move, key_look = jax.random.split(key)
@@ -144,26 +152,28 @@ class Steer:
         x = jax.lax.cond(
             step.is_first, lambda: particles.x, lambda: jax.vmap(lambda key, law: law.sample(key))(keys, proposals)
         )
-        evaluations, rewards, exact_gradient, gradient = self.look(key_look, x, step)
-        log_reference = jax.vmap(lambda x: reference(step.level, x.shape, self.models[0].process.subspace).log_prob(x))(
-            x
-        )
-        arrived = Particle(
-            x, evaluations, rewards, exact_gradient, gradient, log_reference, particles.excess_log_densities
-        )
+        seen = self.look(key_look, x, step)
+        arrived = particles._replace(x=x, seen=seen, log_reference=jax.vmap(partial(self._log_reference, step))(x))
+        arrived = arrived._replace(lookahead=jax.vmap(partial(self._lookahead, step))(arrived))
         increments, excess_increments = jax.vmap(partial(self._weigh, step))(particles, arrived, proposals)
-        tilts = jax.vmap(lambda particle: self._local(particle, step.exponents_s, step.strengths_s).tilt)(arrived)
+        tilts = jax.vmap(lambda particle: self._arrived(step, particle).tilt)(arrived)
         increments = jnp.where(step.is_first, tilts, increments)
+        # A particle that nothing could follow has no weight any more.
+        lost = particles.lookahead == -jnp.inf
+        gained = arrived.lookahead - jnp.where(lost, 0.0, particles.lookahead)
+        increments = jnp.where(lost, -jnp.inf, increments + gained)
         increments = increments + jnp.where(step.is_last, self._change_of_volume(x, step), 0.0)
         excess_increments = jnp.where(step.is_first, 0.0, excess_increments)
         arrived = arrived._replace(excess_log_densities=particles.excess_log_densities.add(excess_increments))
-        finite = [jnp.all(jnp.isfinite(evaluation.excess)) for evaluation in evaluations]
-        gradients_finite = jnp.all(jnp.isfinite(exact_gradient)) & jnp.all(jnp.isfinite(gradient))
+        valid = [step.level.is_valid(evaluation.excess) for evaluation in seen.evaluations]
+        failed = ~jnp.all(jnp.stack(valid), axis=0)
+        increments = jnp.where(failed, jnp.nan, increments)
+        gradients_finite = jnp.all(jnp.isfinite(seen.exact_gradient)) & jnp.all(jnp.isfinite(seen.gradient))
         aux = {
-            "network_finite": jnp.stack(finite),
-            "reward_nan": jnp.any(jnp.isnan(rewards)),
-            "reward_forbids_some": jnp.any(rewards == -jnp.inf, axis=0),
-            "reward_forbids_all": jnp.all(jnp.any(rewards == -jnp.inf, axis=1)),
+            "network_finite": jnp.stack([jnp.all(each) for each in valid]),
+            "reward_nan": jnp.any(jnp.isnan(seen.rewards)),
+            "reward_forbids_some": jnp.any(seen.rewards == -jnp.inf, axis=0),
+            "reward_forbids_all": jnp.all(jnp.any(seen.rewards == -jnp.inf, axis=1)),
             "gradients_finite": gradients_finite,
         }
         if self.effects:
@@ -176,20 +186,26 @@ class Steer:
     def _change_of_volume(self, x: Array, step: ControlStep) -> Array:
         """prod_i p_i^beta_i, per volume, in the user's coordinates y over that in the network's: |dy/dx|^(1 - bar)."""
         model = self.models[0]
-        log_det = jax.vmap(lambda x: model.transform.log_det(x, model.process.subspace))(x)
+        log_det = jax.vmap(lambda x: model.transform.log_det(x, self.process.subspace))(x)
         return (1 - jnp.sum(step.exponents_s)) * log_det
 
-    # -- looking at states: the only place where networks and rewards are called ---------------------------------------
+    # -- looking at states --------------------------------------------------------------------------------------------
 
-    def look(self, key: Array, x: Array, step: ControlStep) -> tuple[tuple[Evaluation, ...], Array, Array, Array]:
+    def look(self, key: Array, x: Array, step: ControlStep) -> Seen:
         """Evaluations, rewards, and gradients of the exact and of the other tilt, of a batch of states."""
+        key_models, key_rewards = jax.random.split(key)
+        look_at = look_at_tokens if self.process.is_discrete else look_at_numbers
+
+        def with_evaluations(evaluate: Any) -> Seen:
+            return look_at(key_rewards, self.models[0], self.rewards, evaluate, x, step)
+
         return jax.lax.cond(
             step.evaluate,
-            lambda: self._look(lambda x: self._evaluate(key, x, step.level), x, step),
-            lambda: self._look(self._no_evaluations, x, step),
+            lambda: with_evaluations(lambda x: self._evaluate(key_models, x, step.level)),
+            lambda: with_evaluations(self._no_evaluations),
         )
 
-    def _evaluate(self, key: Array, x: Array, level: NoiseLevel) -> tuple[Evaluation, ...]:
+    def _evaluate(self, key: Array, x: Array, level: Level) -> Evaluations:
         # Several models may decompose matrices, and so does their proposal: one by one, and after the move.
         known = x if len(self.models) > 1 else None
         evaluations = []
@@ -198,74 +214,58 @@ class Steer:
             known = evaluations[-1].spread
         return tuple(evaluations)
 
-    def _no_evaluations(self, x: Array) -> tuple[Evaluation, ...]:
+    def _no_evaluations(self, x: Array) -> Evaluations:
         """Placeholders of the right structure, for states that nobody looks at."""
         shapes = jax.eval_shape(lambda x: self._evaluate(jax.random.key(0), x, self.top), x)
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def _look(self, evaluate: Any, x: Array, step: ControlStep) -> tuple[tuple[Evaluation, ...], Array, Array, Array]:
-        through_network = any(reward.gradient and reward.at == "x0" for reward in self.rewards)
-        known = None if through_network else evaluate(x)
-
-        def tilts(x: Array) -> tuple[tuple[Array, Array], tuple[tuple[Evaluation, ...], dict[int, Array]]]:
-            """The exact tilt and the other one, of the rewards that have gradients; all else on the side."""
-            evaluations = evaluate(x) if known is None else known
-            values = {i: self._reward(r, x, evaluations, step) for i, r in enumerate(self.rewards) if r.gradient}
-            zero = jnp.zeros(len(x), x.dtype)
-            parts = {True: zero, False: zero}
-            for i, value in values.items():
-                parts[self.rewards[i].exact] += step.strengths_s[i] * value
-            return (parts[True], parts[False]), (evaluations, values)
-
-        with_gradient = [reward for reward in self.rewards if reward.gradient]
-        if with_gradient:
-            _, pullback, (evaluations, values) = jax.vjp(tilts, x, has_aux=True)
-            zero, one = jnp.zeros(len(x), x.dtype), jnp.ones(len(x), x.dtype)
-            project = jax.vmap(self.models[0].process.subspace.project)
-            exact_gradient = project(pullback((one, zero))[0])
-            gradient = project(pullback((zero, one))[0])
-        else:
-            evaluations, values = evaluate(x) if known is None else known, {}
-            exact_gradient = gradient = jnp.zeros_like(x)
-        for i, reward in enumerate(self.rewards):
-            if not reward.gradient:
-                values[i] = self._reward(reward, x, evaluations, step)
-        ordered = [values[i] for i in range(len(self.rewards))]
-        rewards = jnp.stack(ordered, axis=1) if ordered else jnp.zeros((len(x), 0), x.dtype)
-        return evaluations, rewards, exact_gradient, gradient
-
-    def _reward(self, reward: Reward, x: Array, evaluations: tuple[Evaluation, ...], step: ControlStep) -> Array:
-        if reward.at == "x0":
-            weights = step.exponents_s / jnp.sum(step.exponents_s)
-            excess = sum(w * evaluation.excess for w, evaluation in zip(weights, evaluations, strict=True))
-            # The target is tilted by the reward of the state itself.
-            x = jnp.where(step.is_last, x, step.level.denoised(x, excess))
-        return reward.values(jax.vmap(self.models[0].transform.to_data)(x))
-
     # -- one particle -------------------------------------------------------------------------------------------------
 
-    def _local(self, particle: Particle, exponents: Array, strengths: Array) -> Local:
+    def _left(self, step: ControlStep, particle: Particle) -> Local:
+        """The particle where a step starts."""
+        return self._local(particle, step.exponents_t, step.strengths_t, step.exponents_s)
+
+    def _arrived(self, step: ControlStep, particle: Particle) -> Local:
+        """The particle where a step has ended."""
+        return self._local(particle, step.exponents_s, step.strengths_s, step.exponents_ahead)
+
+    @staticmethod
+    def _local(particle: Particle, exponents: Array, strengths: Array, exponents_ahead: Array) -> Local:
         return Local(
             x=particle.x,
-            evaluations=particle.evaluations,
+            evaluations=particle.seen.evaluations,
             exponents=exponents,
-            rewards=particle.rewards,
+            rewards=particle.seen.rewards,
             strengths=strengths,
-            exact_gradient=particle.exact_gradient,
-            gradient=particle.gradient,
+            exact_gradient=particle.seen.exact_gradient,
+            gradient=particle.seen.gradient,
+            exponents_ahead=exponents_ahead,
         )
 
-    def _kernels(self, step: ControlStep, particle: Particle) -> tuple[Gaussian, ...]:
-        pairs = zip(self.models, particle.evaluations, strict=True)
-        return tuple(model.kernel(step.transition, particle.x, evaluation) for model, evaluation in pairs)
+    def _kernels(self, transition: Any, particle: Particle) -> tuple[Any, ...]:
+        pairs = zip(self.models, particle.seen.evaluations, strict=True)
+        return tuple(model.kernel(transition, particle.x, evaluation) for model, evaluation in pairs)
 
     def _proposal_kernel(self, step: ControlStep, particle: Particle) -> Kernel:
-        at_t = self._local(particle, step.exponents_t, step.strengths_t)
-        return self.proposal.reverse(step.transition, at_t, self._bar(step), self._kernels(step, particle))
+        kernels = self._kernels(step.transition, particle)
+        return self.proposal.reverse(step.transition, self._left(step, particle), self._bar(step), kernels)
+
+    def _lookahead(self, step: ControlStep, particle: Particle) -> Array:
+        """What is known of the weight of the next step: counted now, and not again then."""
+        if not hasattr(self.proposal, "lookahead"):
+            return jnp.zeros_like(particle.lookahead)
+        known = self.proposal.lookahead(step.next, self._arrived(step, particle), self._kernels(step.next, particle))
+        return jnp.where(step.is_last, 0.0, known).astype(particle.lookahead.dtype)
+
+    def _log_reference(self, step: ControlStep, x: Array) -> Array:
+        """log ref_s(x), as far as the path of targets tempers the reference at s."""
+        log_reference = self.process.reference_at(step.level, x.shape).log_prob(x)
+        if not self.process.keeps_reference:
+            return log_reference
+        return jnp.where(step.is_last, log_reference, 0.0)
 
     def _effects(self, step: ControlStep, left: Particle) -> Array:
-        at_t = self._local(left, step.exponents_t, step.strengths_t)
-        return transport_effects(step.transition, at_t, self._bar(step))
+        return transport_effects(step.transition, self._left(step, left), self._bar(step))
 
     @staticmethod
     def _bar(step: ControlStep) -> Array:
@@ -275,11 +275,10 @@ class Steer:
     def _weigh(self, step: ControlStep, left: Particle, arrived: Particle, proposal: Kernel) -> tuple[Array, Array]:
         """Log-weight of the step, and the increments of every model's log-density relative to the reference."""
         transition, x_t, x_s = step.transition, left.x, arrived.x
-        at_t = self._local(left, step.exponents_t, step.strengths_t)
-        at_s = self._local(arrived, step.exponents_s, step.strengths_s)
+        at_t, at_s = self._left(step, left), self._arrived(step, arrived)
 
         def increments(estimator: str | None) -> Array:
-            pairs = zip(self.models, left.evaluations, strict=True)
+            pairs = zip(self.models, left.seen.evaluations, strict=True)
             return jnp.stack(
                 [ESTIMATORS[get_estimator(estimator, model)](model, transition, x_s, x_t, e) for model, e in pairs]
             )
@@ -291,7 +290,9 @@ class Steer:
         change = step.exponents_s - step.exponents_t
         excess = left.excess_log_densities.value + excess_increments
         weighed = increments("exact") if self.generated else excess_increments
-        models = jnp.sum(step.exponents_t * weighed + jnp.where(change == 0, 0.0, change * excess))
+        # What was impossible already has no weight to be given back.
+        excess = jnp.where((change < 0) & (excess == -jnp.inf), 0.0, excess)
+        models = log_product(step.exponents_t, weighed) + log_product(change, excess)
         references = (bar_t - 1) * (arrived.log_reference - left.log_reference) + (
             bar_s - bar_t
         ) * arrived.log_reference
@@ -303,19 +304,21 @@ class Steer:
         return models + references + moves + tilt, excess_increments
 
 
-def initial_law(models: tuple[DiffusionModel, ...], top: NoiseLevel, exponents: np.ndarray) -> Gaussian:
+def initial_law(models: tuple[DiffusionModel, ...], top: Level, exponents: np.ndarray) -> Any:
     """pi_init proportional to prod_i prior_i^{beta_i}; where priors are not all isotropic or diagonal Gaussians, the
-    reference's power, which the initial weights then correct.
+    reference's power, which the initial weights then correct; of tokens, the reference itself.
 
     Raises:
       ValueError: where the product has no positive precision.
     """
+    process, shape = models[0].process, models[0].shape
+    if process.keeps_reference:
+        return process.reference_at(top, shape)
     priors = [model.prior_at(top) for model in models]
     if len(priors) == 1 and isinstance(priors[0], Gaussian) and exponents[0] > 0:
         return priors[0].scale_covariance(jnp.asarray(1 / exponents[0], jnp.result_type(float)))
     if not all(isinstance(prior, Gaussian) and prior.basis is None for prior in priors):
-        shape, subspace = models[0].shape, models[0].process.subspace
-        priors = [reference(top, shape, subspace)] * len(models)
+        priors = [process.reference_at(top, shape)] * len(models)
     precisions = [1 / (prior.variance * (1 + jnp.asarray(prior.excess))) for prior in priors]
     betas = jnp.asarray(exponents, jnp.result_type(float))
     precision = sum(beta * p for beta, p in zip(betas, precisions, strict=True))

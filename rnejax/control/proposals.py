@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,10 @@ class Local(NamedTuple):
       rewards: values of the rewards, (j,).
       strengths: of the rewards at this time, (j,).
       exact_gradient: gradient of that part of the tilt whose scheme is exact, of the state's shape (zero where
-        rewards give none).
-      gradient: gradient of the rest.
+        rewards give none). Of tokens: by how much a change of each position to each token changes it, (length,
+        vocab_size), with the strengths at the end of the step that starts here.
+      gradient: of the rest.
+      exponents_ahead: of the models at the end of the step that starts here, (m,).
     """
 
     x: Array
@@ -49,6 +51,7 @@ class Local(NamedTuple):
     strengths: Array
     exact_gradient: Array
     gradient: Array
+    exponents_ahead: Array | None = None
 
     @property
     def tilt(self) -> Array:
@@ -93,15 +96,16 @@ class Proposal(Protocol):
         """Whether B looks at what the models say of x_s: this costs one more evaluation at the very end."""
         ...
 
-    def reverse(
-        self, transition: GaussianTransition, at_t: Local, exponent: Array, kernels: tuple[Gaussian, ...]
-    ) -> Kernel:
+    def reverse(self, transition: Any, at_t: Local, exponent: Array, kernels: tuple[Any, ...]) -> Kernel:
         """A(x_s | x_t). ``exponent`` is bar, the sum of exponents; ``kernels`` the models' K_i(x_s | x_t)."""
         ...
 
-    def forward(self, transition: GaussianTransition, at_s: Local, exponent: Array) -> Kernel:
+    def forward(self, transition: Any, at_s: Local, exponent: Array) -> Kernel:
         """B(x_t | x_s); ``transition.forward(at_s.x)`` is always right."""
         ...
+
+    # A method ``lookahead(transition, at_t, kernels)``, where there is one, says what is known of a step's log-weight
+    # before the step is made, so that particles may be resampled before they move.
 
 
 @partial(
@@ -134,6 +138,8 @@ class Drift:
     reward_coefficient: float = 0.5
     trust: float = 1.0
     transport: Transport | None = None
+
+    is_discrete: ClassVar[bool] = False
 
     @property
     def follows_noising(self) -> bool:
@@ -226,6 +232,7 @@ class FeynmanKac:
     """
 
     follows_noising = False
+    is_discrete = False
 
     def needs_auxiliary(self, total_exponents: np.ndarray) -> bool:
         return False
@@ -336,17 +343,18 @@ class _Configuration:
         return getattr(self.proposal, name)
 
 
+PROPOSALS: dict[str, Proposal] = {"symmetric": Drift(), "feynman_kac": FeynmanKac()}
+
+
 def get_proposal(proposal: Any) -> Proposal:
-    """A proposal by name, as a pair (c_a, c_b), or the object itself.
+    """A proposal for numbers that diffuse: by name, as a pair (c_a, c_b), or the object itself.
 
     Raises:
       ValueError: for an unknown name, or something that is none of these.
     """
     if isinstance(proposal, str):
-        if proposal == "symmetric":
-            return Drift()
-        if proposal == "feynman_kac":
-            return FeynmanKac()
+        if proposal in PROPOSALS:
+            return PROPOSALS[proposal]
         raise ValueError(
             f"unknown proposal {proposal!r}; use 'symmetric', 'feynman_kac', a pair (c_a, c_b) or an object"
         )
@@ -354,6 +362,15 @@ def get_proposal(proposal: Any) -> Proposal:
         if len(proposal) != 2:
             raise ValueError(f"a pair (c_a, c_b) has two numbers, got {len(proposal)}: {proposal}")
         return Drift((check_number("c_a", proposal[0]), check_number("c_b", proposal[1])))
+    return as_proposal(proposal)
+
+
+def as_proposal(proposal: Any) -> Proposal:
+    """A proposal object that compiled code can be given.
+
+    Raises:
+      ValueError: for an object without the methods of one.
+    """
     missing = [name for name in ("needs_auxiliary", "reverse", "forward") if not hasattr(proposal, name)]
     if missing:
         raise ValueError(

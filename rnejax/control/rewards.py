@@ -58,7 +58,7 @@ def check_host_values(values: Any, n: int) -> np.ndarray:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["data"],
-    meta_fields=["fn", "schedule", "exact", "at", "gradient", "host", "factors"],
+    meta_fields=["fn", "schedule", "exact", "at", "gradient", "host", "factors", "draws"],
 )
 @dataclass(frozen=True)
 class Reward:
@@ -75,6 +75,7 @@ class Reward:
     gradient: bool
     host: bool
     factors: tuple[Any, ...] = ()  # numbers or functions of time that multiply the strength
+    draws: int = 1  # completions of tokens, for at="x0"
     data: Any = None
 
     @classmethod
@@ -91,7 +92,7 @@ class Reward:
         reward._check()
         return reward
 
-    def check_on(self, shape: tuple[int, ...]) -> None:
+    def check_on(self, process: Any, shape: tuple[int, ...]) -> None:
         """Try a JAX reward abstractly on one example, so that what is wrong with it is told before a run.
 
         Raises:
@@ -99,8 +100,11 @@ class Reward:
         """
         if self.host:
             return
+        relaxed = process.is_discrete and self.gradient
+        example = (process.relaxed_shape(shape), jnp.result_type(float)) if relaxed else (shape, process.dtype)
+        shape = example[0]
         try:
-            jax.eval_shape(self._one, jax.ShapeDtypeStruct(shape, jnp.result_type(float)))
+            jax.eval_shape(self._one, jax.ShapeDtypeStruct(*example))
         except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
             raise ValueError(
                 "the reward is traced by JAX, but it asks for the numbers in its argument (numpy functions, float(), a "
@@ -115,6 +119,8 @@ class Reward:
     def _check(self) -> None:
         if self.at not in ("x", "x0"):
             raise ValueError(f"at must be 'x' (the noisy state) or 'x0' (the predicted clean state), got {self.at!r}")
+        if self.draws != 1 and (self.at != "x0" or self.gradient):
+            raise ValueError("draws are completions of a reward of tokens at='x0' without a gradient")
         if self.gradient and self.host:
             raise ValueError("a host reward has no gradient: use gradient=False, or write the reward in JAX")
         if self.host and self.fn is None:
@@ -133,12 +139,7 @@ class Reward:
         """
         strengths: np.ndarray
         if self.schedule is None:
-            level = process._level(times)
-            fraction = level.alpha**2 / level.reference_variance
-            if self.at == "x":
-                # Where noise makes states larger than data (VarianceExploding), a reward that grows like |x|^2 would
-                # keep its weight up to t_max.
-                fraction = fraction * np.minimum(1.0, process.data_std**2 / level.reference_variance)
+            fraction = process.reward_strengths(times, self.at)
             strengths = fraction / fraction[0]
         elif hasattr(self.schedule, "strengths"):
             strengths = self.schedule.strengths(process, times)
@@ -157,9 +158,9 @@ class Reward:
         """Rewards of a batch in the user's coordinates: (n, *shape) -> (n,)."""
         if not self.host:
             return jax.vmap(self._one)(y)
-        out = jax.ShapeDtypeStruct((len(y),), y.dtype)
+        out = jax.ShapeDtypeStruct((len(y),), _floating(y))
         return jax.pure_callback(
-            lambda batch: check_host_values(self._call(np.asarray(batch)), len(y)).astype(y.dtype), out, y
+            lambda batch: check_host_values(self._call(np.asarray(batch)), len(y)).astype(out.dtype), out, y
         )
 
     def without_schedule(self) -> Reward:
@@ -182,4 +183,8 @@ class Reward:
         value = jnp.asarray(self._call(y))
         if value.shape != ():
             raise ValueError(f"reward(x) on one example must return a scalar, got shape {value.shape}")
-        return value.astype(y.dtype)
+        return value.astype(_floating(y))
+
+
+def _floating(y: Array) -> Any:
+    return y.dtype if jnp.issubdtype(y.dtype, jnp.floating) else jnp.result_type(float)

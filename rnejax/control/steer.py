@@ -14,7 +14,7 @@ from ..checks import check_number, is_traced
 from ..density import check_times, to_user_log_density, warn_of_signal
 from ..kernels import Array
 from ..model import DiffusionModel
-from ..processes import GaussianProcess, NoiseLevel
+from ..processes import GaussianProcess, Level, Process
 from ..processes.gaussian import drift_and_diffusion
 from ..smc import Resampling, diagnose, run
 from ..smc.faults import raise_on_fault
@@ -22,6 +22,7 @@ from ..smc.weights import relative_error_of_mean
 from .problem import ControlStep, Particle, Steer, control_steps, initial_law
 from .proposals import FeynmanKac, Proposal, get_proposal
 from .targets import Target, as_target
+from .token_proposals import get_token_proposal
 
 
 class Steered(NamedTuple):
@@ -68,7 +69,7 @@ def steer(
     times: Any,
     num_particles: int = 1024,
     ess_threshold: float = 0.5,
-    proposal: str | tuple[float, float] | Proposal = "symmetric",
+    proposal: str | tuple[float, float] | Proposal | None = None,
     num_groups: int | None = None,
     *,
     scheme: str = "systematic",
@@ -90,7 +91,9 @@ def steer(
       num_particles: per group.
       ess_threshold: resample at the start of a step where the effective sample size is below this fraction of the
         particles; 0 never, above 1 always.
-      proposal: ``symmetric``, ``feynman_kac``, a pair (c_a, c_b), or an object; see :mod:`rnejax.control.proposals`.
+      proposal: of numbers ``symmetric`` (the default), ``feynman_kac``, a pair (c_a, c_b), or an object; see
+        :mod:`rnejax.control.proposals`. Of tokens ``locally_optimal`` (the default), ``base``, or an object; see
+        :mod:`rnejax.control.token_proposals`.
       num_groups: independent runs at once, whose spread is the standard error.
       scheme: ``multinomial``, ``stratified``, ``systematic`` or ``residual``.
       every: resample every so many steps instead of by effective sample size.
@@ -102,9 +105,10 @@ def steer(
       check: raise on NaN or infinite weights (outside jit); ``info.fault`` tells inside.
       warn: warn in plain words where the result should not be trusted (outside jit).
 
-    ``log_normalizer`` estimates, in nats with respect to Lebesgue measure in the user's coordinates: for temper,
-    product and guide log of the integral of prod_i p_{i,t_min}^{beta_i}; for tilt(exact=True) log E[e^r] under the
-    law that the model *generates* on this grid; for both together log of the integral of p^beta e^r.
+    ``log_normalizer`` estimates, in nats with respect to Lebesgue measure in the user's coordinates (counting measure
+    of tokens, where they are sums): for temper, product and guide log of the integral of prod_i p_{i,t_min}^{beta_i};
+    for tilt(exact=True) log E[e^r] under the law that the model *generates* on this grid; for both together log of the
+    integral of p^beta e^r.
 
     Costs one network evaluation per model, particle and step, and one more at the end where the auxiliary kernel
     looks at the last state (exponents that do not sum to 1). Gradients of rewards at x0 cost a backward pass each.
@@ -159,7 +163,7 @@ def prepare(
         times = check_times(model, times)
         if warn:
             warn_of_signal(model, times)
-    chosen = get_proposal(proposal)
+    chosen = choose_proposal(process, proposal)
     exponents, strengths = target.exponents_at(times), target.strengths_at(times)
     check_exponents(exponents, times)
     check_proposal(target, chosen, exponents)
@@ -202,7 +206,7 @@ class SteeringWarning(UserWarning):
     """A result that should not be trusted, and why."""
 
 
-def summarise(result: Any, problem: Steer, bottom: NoiseLevel, times: np.ndarray) -> Steered:
+def summarise(result: Any, problem: Steer, bottom: Level, times: np.ndarray) -> Steered:
     """The run in the user's coordinates and without its first iteration, which moves nothing."""
     model = problem.models[0]
     state: Particle = result.state
@@ -345,9 +349,22 @@ def check_proposal(target: Target, proposal: Proposal, exponents: np.ndarray) ->
         raise ValueError("feynman_kac has no weights for exponents that change over time; use proposal='symmetric'")
 
 
-def check_last_time(process: GaussianProcess, times: np.ndarray, evaluate_last: bool) -> None:
+def choose_proposal(process: Process, proposal: Any) -> Proposal:
+    """The proposal for a process: its default, one by name, or the object itself.
+
+    Raises:
+      ValueError: for an unknown name, something that is no proposal, or one for states of another kind.
+    """
+    proposal = process.default_proposal if proposal is None else proposal
+    chosen = get_token_proposal(proposal) if process.is_discrete else get_proposal(proposal)
+    if getattr(chosen, "is_discrete", process.is_discrete) != process.is_discrete:
+        raise ValueError(f"{chosen} is no proposal for states of {type(process).__name__}")
+    return chosen
+
+
+def check_last_time(process: Process, times: np.ndarray, evaluate_last: bool) -> None:
     """Raises ValueError where the models are asked for the score of states that carry no noise."""
-    if evaluate_last and not float(process.sigma(times[0])) > 0:
+    if evaluate_last and isinstance(process, GaussianProcess) and not float(process.sigma(times[0])) > 0:
         raise ValueError(
             f"the auxiliary kernel of this target and proposal follows the score at the last state, but at t = "
             f"{times[0]:g} sigma = 0 and there is none: start the times later, or take proposal=(1.0, 0.0)"

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..checks import check_number
+from ..checks import check_count, check_number
 from ..kernels import Array
 from ..model import DiffusionModel
 from .rewards import Reward
@@ -188,6 +188,7 @@ def tilt(
     gradient: bool | None = None,
     host: bool = False,
     scale: float = 1.0,
+    draws: int = 1,
 ) -> Target:
     """q exp(r): reward tilting.
 
@@ -199,16 +200,20 @@ def tilt(
         (n, *shape) -> (n,), called back on the host.
       schedule: its strength lambda(t), a function of time that is 1 at t_min (or an object with a method
         ``strengths(process, times)``, as :func:`rnejax.observe` uses). Default: the fraction of the reference's
-        variance that is signal, alpha_t^2 data_std^2 / V_t, normalised to 1 at t_min; for ``at="x"``, times
-        data_std^2 / V_t where noisy states are larger than data, so that a quadratic reward of them vanishes at t_max.
+        variance that is signal, alpha_t^2 data_std^2 / V_t (of tokens, the survival), normalised to 1 at t_min; for
+        ``at="x"``, times data_std^2 / V_t where noisy states are larger than data, so that a quadratic reward of them
+        vanishes at t_max.
       exact: True: the law *generated* by the model times exp(r), exactly, for any error of the network and any step
         (auxiliary kernel = noising kernel). False: lower variance, exact only as far as noising and denoising agree.
         Beside an exact reward it needs ``gradient=False``, for its gradient would shift the auxiliary kernel.
-      at: where intermediate rewards are evaluated: ``x`` (the noisy state) or ``x0`` (the predicted clean state). At
-        t_min it is always the state itself.
-      gradient: let the proposal follow the reward's gradient. Default: yes, but not for a host reward.
+      at: where intermediate rewards are evaluated: ``x`` (the noisy state) or ``x0`` (the predicted clean state; of
+        tokens, a completion drawn from what the model predicts). At t_min it is always the state itself.
+      gradient: let the proposal follow the reward's gradient. Default: yes, but not for a host reward, nor for tokens.
+        Of tokens, a reward with a gradient is given rows of probabilities instead, (length, vocab_size): one-hot at
+        t_min; before, what the model predicts for ``x0``, and zeros where MASK is for ``x``.
       host: the reward is a numpy function.
       scale: multiplies the reward.
+      draws: of tokens at ``x0``, how many completions the reward is averaged over (log of the mean of exp).
 
     Raises:
       ValueError: for ``exact=True`` on anything but one model with exponent 1, an unknown ``at``, the gradient of a
@@ -224,11 +229,12 @@ def tilt(
         schedule=schedule,
         exact=exact,
         at=at,
-        gradient=(not host) if gradient is None else gradient,
+        gradient=not (host or base.process.is_discrete) if gradient is None else gradient,
         host=host,
         factors=(float(scale),),
+        draws=check_count("draws", draws),
     )
-    added.check_on(base.models[0].shape)
+    added.check_on(base.process, base.models[0].shape)
     target = replace(base, rewards=(*base.rewards, added))
     target.check_exactness()
     return target

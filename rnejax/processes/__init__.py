@@ -2,15 +2,30 @@
 
 from .gaussian import GaussianProcess, GaussianTransition, NoiseLevel
 from .grids import time_grid
+from .process import Level, Process, Transition
 from .schedules import Cosine, DiscreteVariancePreserving, RectifiedFlow, VarianceExploding, VariancePreserving
+from .token_steps import AnyOrderTransition, MaskedLevel, MaskedTransition, UniformLevel, UniformTransition
+from .tokens import AnyOrder, Masked, TokenProcess, Uniform
 
 __all__ = [
+    "AnyOrder",
+    "AnyOrderTransition",
     "Cosine",
     "DiscreteVariancePreserving",
     "GaussianProcess",
     "GaussianTransition",
+    "Level",
+    "Masked",
+    "MaskedLevel",
+    "MaskedTransition",
     "NoiseLevel",
+    "Process",
     "RectifiedFlow",
+    "TokenProcess",
+    "Transition",
+    "Uniform",
+    "UniformLevel",
+    "UniformTransition",
     "VarianceExploding",
     "VariancePreserving",
     "time_grid",

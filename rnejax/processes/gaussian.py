@@ -13,27 +13,26 @@ coefficients are computed in float64 on the host where times are known there (th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..checks import check_number
 from ..kernels import Array, FullSpace, Gaussian, Subspace
+from .process import Process, host, namespace
 
-PREDICTIONS = ("score", "x0", "epsilon", "v", "velocity", "energy")
-
-
-def namespace(*times: Any) -> Any:
-    """jax.numpy for jax arrays (traced or not), else numpy in float64 on the host."""
-    return jnp if any(isinstance(t, jax.Array) for t in times) else np
-
-
-def host(t: Any) -> Any:
-    """A known time as float64 on the host; a traced one as it is."""
-    return t if isinstance(t, jax.core.Tracer) else np.asarray(t, np.float64)
+__all__ = [
+    "GaussianProcess",
+    "GaussianTransition",
+    "NoiseLevel",
+    "drift_and_diffusion",
+    "host",
+    "namespace",
+    "reference",
+    "require_gaussian",
+]
 
 
 class NoiseLevel(NamedTuple):
@@ -66,6 +65,10 @@ class NoiseLevel(NamedTuple):
             return ((alpha / sigma) * x - output) / (alpha**2 / sigma + sigma) - reference
         slope = self.alpha_rate - self.sigma_rate * alpha / sigma
         return (output - (self.sigma_rate / sigma) * x) / slope - reference
+
+    def is_valid(self, excess: Array) -> Array:
+        """Whether every number of an excess is finite, of each state of a batch."""
+        return jnp.all(jnp.isfinite(excess.reshape(len(excess), -1)), axis=1)
 
     def denoised(self, x: Array, excess: Array) -> Array:
         """E[x_0 | x_t]."""
@@ -165,7 +168,7 @@ def reference(level: NoiseLevel, shape: tuple[int, ...], subspace: Subspace) -> 
 
 
 @dataclass(frozen=True)
-class GaussianProcess:
+class GaussianProcess(Process):
     """A scalar Gaussian process: subclasses say what alpha, sigma and their rates are.
 
     Attributes:
@@ -184,28 +187,23 @@ class GaussianProcess:
     subspace: Subspace = FullSpace()  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
         check_number("data_std", self.data_std, positive=True)
         missing = [method for method in ("project", "dimension") if not callable(getattr(self.subspace, method, None))]
         if missing:
             raise ValueError(
                 f"subspace must be FullSpace(), CentreOfMassFree() or LinearSubspace(basis), got {self.subspace!r}"
             )
-        low, high = self.domain
-        for time_name, time in zip(self.time_names, (self.t_min, self.t_max), strict=True):
-            check_number(time_name, time)
-        if not (low <= self.t_min < self.t_max <= high and np.isfinite(self.t_max)):
-            first, last = self.time_names
-            raise ValueError(
-                f"{name} needs {low:g} <= {first} < {last} <= {high:g}, got {first} = {self.t_min} and "
-                f"{last} = {self.t_max}"
-            )
+        self._check_range()
 
     # -- to be given by a schedule: functions of numpy or jax times --------------------------------------------------
 
-    domain = (0.0, 1.0)
+    predictions: ClassVar[tuple[str, ...]] = ("score", "x0", "epsilon", "v", "velocity", "energy")
+    need_signal: ClassVar[tuple[str, ...]] = ("score", "epsilon", "energy")
+    grids: ClassVar[tuple[str, ...]] = ("uniform", "quadratic", "edm", "log_snr")
     default_grid = "quadratic"
-    time_names = ("t_min", "t_max")  # as the constructor calls them
+    default_proposal: ClassVar[str] = "symmetric"
+    is_discrete: ClassVar[bool] = False
+    keeps_reference: ClassVar[bool] = False
 
     def log_alpha(self, t: Any) -> Any:
         raise NotImplementedError
@@ -222,37 +220,28 @@ class GaussianProcess:
     def sigma_rate(self, t: Any) -> Any:
         raise NotImplementedError
 
-    def arguments(self) -> dict[str, Any]:
-        """What the constructor has to be given to make this process again."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
     @property
     def ends_without_signal(self) -> bool:
         """Whether alpha = 0 at the end of the process's domain, so that a grid may reach it."""
         last = self.domain[1]
         return bool(np.isfinite(last)) and float(self.alpha(np.asarray(last))) == 0
 
-    def snap(self, times: np.ndarray) -> np.ndarray:
-        """The nearest grid of times at which the process is known; here, all times are."""
-        return times
+    @property
+    def dtype(self) -> Any:
+        return jnp.result_type(float)
+
+    def check_shape(self, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The shape, if states of the subspace can have it."""
+        shape = () if shape is None else shape
+        self.subspace.dimension(shape)
+        return shape
+
+    def relaxed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
 
     # -- what everything else uses -----------------------------------------------------------------------------------
 
-    def level(self, t: Any) -> NoiseLevel:
-        """The noise level at time t (or at many times, stacked)."""
-        t = host(t)
-        return jax.tree.map(_working_precision, self._level(t))
-
-    def transition(self, s: Any, t: Any) -> GaussianTransition:
-        """The step between s < t (or many steps, stacked).
-
-        Raises:
-          ValueError: where s >= t. Times that are traced are not checked.
-        """
-        s, t = host(s), host(t)
-        if not isinstance(s, jax.core.Tracer) and not isinstance(t, jax.core.Tracer) and not np.all(s < t):
-            s, t = (each[~(s < t)][0] for each in np.broadcast_arrays(s, t))
-            raise ValueError(f"a step leads from t to s < t, but s = {s:.6g} and t = {t:.6g}: are they swapped?")
+    def _transition(self, s: Any, t: Any) -> GaussianTransition:
         xp = namespace(s, t)
         at_s, at_t = self._level(s), self._level(t)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -260,20 +249,17 @@ class GaussianProcess:
             variance = -xp.expm1(at_t.log_snr - at_s.log_snr) * at_t.sigma**2
         decay = decay_shift + 1
         v_s, v_t = at_s.reference_variance, at_t.reference_variance
-        return jax.tree.map(
-            _working_precision,
-            GaussianTransition(
-                s=at_s,
-                t=at_t,
-                decay=decay,
-                decay_shift=decay_shift,
-                variance=variance,
-                reference_shift=-(decay * v_s * decay_shift + variance) / v_t,
-                reference_covariance=v_s * variance / v_t,
-                gain=at_s.alpha * variance / at_t.sigma**2,
-                duration=t - s,
-                subspace=self.subspace,
-            ),
+        return GaussianTransition(
+            s=at_s,
+            t=at_t,
+            decay=decay,
+            decay_shift=decay_shift,
+            variance=variance,
+            reference_shift=-(decay * v_s * decay_shift + variance) / v_t,
+            reference_covariance=v_s * variance / v_t,
+            gain=at_s.alpha * variance / at_t.sigma**2,
+            duration=t - s,
+            subspace=self.subspace,
         )
 
     def marginal(self, x0: Array, t: Any) -> Gaussian:
@@ -281,17 +267,46 @@ class GaussianProcess:
         level = self.level(t)
         return Gaussian(x0, (level.alpha - 1) * x0, level.sigma**2, subspace=self.subspace)
 
-    def forward(self, x_s: Array, s: Any, t: Any) -> Gaussian:
-        """The noising kernel F(x_t | x_s) = N(a x_s, v I)."""
-        return self.transition(s, t).forward(x_s)
-
     def reference(self, t: Any, shape: tuple[int, ...] = ()) -> Gaussian:
         """The reference's marginal N(0, (alpha_t^2 data_std^2 + sigma_t^2) I). ``shape`` is needed for sampling."""
         return reference(self.level(t), shape, self.subspace)
 
-    def reference_reverse(self, x_t: Array, t: Any, s: Any) -> Gaussian:
-        """The reference's reverse kernel, exact for s < t."""
-        return self.transition(s, t).reference_reverse(x_t)
+    def reference_at(self, level: NoiseLevel, shape: tuple[int, ...]) -> Gaussian:
+        """The reference's marginal at a noise level."""
+        return reference(level, shape, self.subspace)
+
+    def coordinate(self, kind: str, t: np.ndarray, rho: float) -> np.ndarray:
+        """t, sqrt(t), (sigma / alpha)^(1 / rho), or log(sigma^2 / alpha^2) / 2.
+
+        Raises:
+          ValueError: where there is no noise or no signal at a time, and the last two are infinite.
+        """
+        if kind == "uniform":
+            return t
+        if kind == "quadratic":
+            return np.sqrt(t)
+        with np.errstate(divide="ignore"):
+            log_ratio = np.log(self.sigma(t)) - np.log(self.alpha(t))
+        if not np.isfinite(log_ratio).all():
+            low, high = t[0], t[-1]
+            raise ValueError(
+                f"a {kind} grid needs noise and signal at both ends, but sigma = {self.sigma(low):.3g} at t = {low} "
+                f"and alpha = {self.alpha(high):.3g} at t = {high}; move t_min or t_max, or use kind='uniform'"
+            )
+        return np.exp(log_ratio / rho) if kind == "edm" else log_ratio
+
+    def signal_fraction(self, t: Any) -> Any:
+        """The fraction of the reference's variance that is signal, alpha_t^2 data_std^2 / V_t."""
+        level = self._level(t)
+        return level.alpha**2 * self.data_std**2 / level.reference_variance
+
+    def reward_strengths(self, times: np.ndarray, at: str) -> np.ndarray:
+        fraction = self.signal_fraction(times)
+        if at == "x0":
+            return fraction
+        # Where noise makes states larger than data (VarianceExploding), a reward that grows like |x|^2 would keep its
+        # weight up to t_max.
+        return fraction * np.minimum(1.0, self.data_std**2 / self._level(times).reference_variance)
 
     def _level(self, t: Any) -> NoiseLevel:
         xp = namespace(t)
@@ -315,12 +330,14 @@ class GaussianProcess:
         )
 
 
-def check_process(process: Any) -> None:
-    """Raises ValueError for anything but an instance of a process; the class itself is a common slip."""
+def require_gaussian(process: Process, what: str) -> GaussianProcess:
+    """The process, if it is one of numbers that diffuse.
+
+    Raises:
+      ValueError: where it is not, and ``what`` does not exist for it.
+    """
     if not isinstance(process, GaussianProcess):
-        hint = f"an instance, {process.__name__}(), not the class" if isinstance(process, type) else "an instance"
-        raise ValueError(f"process must be a GaussianProcess, such as Cosine(): {hint}; got {process!r}")
-
-
-def _working_precision(value: Any) -> Any:
-    return value if isinstance(value, jax.core.Tracer) else jnp.asarray(value, jnp.result_type(float))
+        raise ValueError(
+            f"{what} exists for numbers that diffuse only; {type(process).__name__} is a process of tokens"
+        )
+    return process

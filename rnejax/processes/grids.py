@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_count, check_number, is_traced
-from .gaussian import GaussianProcess, check_process
-
-KINDS = ("uniform", "quadratic", "edm", "log_snr")
+from .process import Process, check_process
 
 
 def time_grid(
-    process: GaussianProcess,
+    process: Process,
     num_steps: int,
     kind: str | None = None,
     *,
@@ -41,36 +39,23 @@ def time_grid(
     """
     check_process(process)
     kind = process.default_grid if kind is None else kind
-    if kind not in KINDS:
-        raise ValueError(f"unknown grid {kind!r}; choose one of {', '.join(KINDS)}")
+    if kind not in process.grids:
+        raise ValueError(
+            f"unknown grid {kind!r} for {type(process).__name__}; choose one of {', '.join(process.grids)}"
+        )
     num_steps = check_count("num_steps", num_steps)
     rho = check_number("rho", rho, positive=True)
     low = process.t_min if t_min is None else check_number("t_min", t_min)
     high = process.t_max if t_max is None else check_number("t_max", t_max)
     validate_times(process, [low, high])  # before roots and logarithms of them
-    u = np.linspace(0.0, 1.0, num_steps + 1)
-    if kind == "uniform":
-        times = low + u * (high - low)
-    elif kind == "quadratic":
-        times = (np.sqrt(low) + u * (np.sqrt(high) - np.sqrt(low))) ** 2
-    else:
-        log_ratio_low, log_ratio_high = _log_noise_to_signal(process, np.asarray([low, high]))
-        if not np.isfinite([log_ratio_low, log_ratio_high]).all():
-            raise ValueError(
-                f"a {kind} grid needs noise and signal at both ends, but sigma = {process.sigma(low):.3g} at t = {low} "
-                f"and alpha = {process.alpha(high):.3g} at t = {high}; move t_min or t_max, or use kind='uniform'"
-            )
-        if kind == "edm":
-            low_root, high_root = np.exp(log_ratio_low / rho), np.exp(log_ratio_high / rho)
-            wanted = rho * np.log(low_root + u * (high_root - low_root))
-        else:
-            wanted = log_ratio_low + u * (log_ratio_high - log_ratio_low)
-        times = _invert(process, wanted, low, high)
+    ends = process.coordinate(kind, np.asarray([low, high]), rho)
+    wanted = np.linspace(ends[0], ends[1], num_steps + 1)
+    times = wanted if kind == "uniform" else _invert(process, kind, rho, wanted, low, high)
     times[0], times[-1] = low, high
     return validate_times(process, process.snap(times))
 
 
-def validate_times(process: GaussianProcess, times: Any) -> np.ndarray:
+def validate_times(process: Process, times: Any) -> np.ndarray:
     """The times as float64 on the host.
 
     Raises:
@@ -106,16 +91,17 @@ def validate_times(process: GaussianProcess, times: Any) -> np.ndarray:
     return times
 
 
-def _log_noise_to_signal(process: GaussianProcess, t: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return np.log(process.sigma(t)) - np.log(process.alpha(t))
+def _invert(
+    process: Process, kind: str, rho: float, wanted: np.ndarray, low: float, high: float, iterations: int = 200
+) -> np.ndarray:
+    """Bisection for the times at which the coordinate of a grid, which increases with time, has the values wanted.
 
-
-def _invert(process: GaussianProcess, wanted: np.ndarray, low: float, high: float, iterations: int = 200) -> np.ndarray:
-    """Bisection in log t: the noise-to-signal ratio of every process increases with t."""
+    In the logarithm of time where that exists: times span many orders of magnitude.
+    """
+    middle_of = (lambda a, b: np.sqrt(a * b)) if low > 0 else (lambda a, b: 0.5 * (a + b))
     lower, upper = np.full_like(wanted, low), np.full_like(wanted, high)
     for _ in range(iterations):
-        middle = np.sqrt(lower * upper)
-        below = _log_noise_to_signal(process, middle) < wanted
+        middle = middle_of(lower, upper)
+        below = process.coordinate(kind, middle, rho) < wanted
         lower, upper = np.where(below, middle, lower), np.where(below, upper, middle)
-    return np.sqrt(lower * upper)
+    return middle_of(lower, upper)

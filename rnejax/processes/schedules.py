@@ -173,7 +173,7 @@ class DiscreteVariancePreserving(GaussianProcess):
         super().__init__(**{"t_min": 1.0, "t_max": float(len(betas)), **options})
 
     @property
-    def domain(self) -> tuple[float, float]:  # type: ignore[override]
+    def domain(self) -> tuple[float, float]:
         return (0.0, float(len(self.betas)))
 
     default_grid = "uniform"

@@ -22,7 +22,6 @@ import numpy as np
 from ..kernels import Array
 from ..model import DiffusionModel
 from ..processes import GaussianProcess, NoiseLevel
-from ..processes.gaussian import PREDICTIONS
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -164,8 +163,8 @@ class GaussianMixture:
           prediction: any of the model's; ``score`` keeps the most digits at small noise, ``x0`` is right at alpha = 0.
           covariance, options: as for :class:`rnejax.DiffusionModel`.
         """
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(PREDICTIONS)}")
+        if prediction not in GaussianProcess.predictions:
+            raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(GaussianProcess.predictions)}")
         network = ExactPrediction(process, prediction)
         return DiffusionModel(process, network, prediction, covariance, self.shape, params=self, **options)
 

@@ -309,7 +309,7 @@ def _squared_residual(model: DiffusionModel, x_s: Array, x_t: Array, s: Array, t
     """The square of `rne_residual` per unit of log-SNR, with the model's evaluation at (x_t, t) known."""
     step = model.process.transition(s, t)
     change = ESTIMATORS[get_estimator(None, model)](model, step, x_s, x_t, said)
-    change = jax.lax.stop_gradient(change + reference_difference(step, x_s, x_t))
+    change = jax.lax.stop_gradient(change + reference_difference(model.process, step, x_s, x_t))
     residual = model.energy(x_t, t) - model.energy(x_s, s) - change
     return (residual / (step.s.log_snr - step.t.log_snr)) ** 2
 

@@ -105,7 +105,7 @@ def test_effects_count_the_dimensions_of_a_subspace():
     step = jax.tree.map(lambda leaf: leaf[2], steps)
     variance = float(step.transition.t.reference_variance)
     found = jax.vmap(
-        lambda p: transport_effects(step.transition, problem._local(p, jnp.asarray([BETA]), jnp.zeros(0)), BETA)
+        lambda p: transport_effects(step.transition, problem._left(step, p), BETA)
     )(particles)
     square = (np.asarray(particles.x) ** 2).sum(axis=(1, 2)) / variance
     wanted = float(step.transition.variance) * BETA / variance * (BETA * square - 9)

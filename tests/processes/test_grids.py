@@ -5,7 +5,7 @@ import pytest
 
 import rnejax as rj
 from rnejax.processes import Cosine, DiscreteVariancePreserving, RectifiedFlow, VarianceExploding, VariancePreserving
-from rnejax.processes.grids import KINDS, validate_times
+from rnejax.processes.grids import validate_times
 
 PROCESSES = [
     VariancePreserving(),
@@ -17,7 +17,7 @@ PROCESSES = [
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
-@pytest.mark.parametrize("kind", [None, *KINDS])
+@pytest.mark.parametrize("kind", [None, *rj.processes.GaussianProcess.grids])
 def test_a_grid_increases_from_end_to_end(process, kind):
     times = rj.time_grid(process, 17, kind)
     assert times.shape == (18,)

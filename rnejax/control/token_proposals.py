@@ -1,0 +1,127 @@
+r"""How particles of tokens move. The auxiliary kernel B is the noising kernel F; the proposal A is free.
+
+With kernels kept relative to the reference, the weight of a step (mathematics.md, section 5) is
+
+    log w = sum_i beta_i log(K_i / K_ref)(x_s) + log(K_ref / A)(x_s) + [tilt_s(x_s) - tilt_t(x_t)].
+
+It does not depend on which tokens are drawn where A draws them from prod_i (K_i / K_ref)^{beta_i}: *locally optimal*.
+Its mean over the positions that change is then known before anything is drawn. ``steer`` weighs the particle with it,
+and may resample, before it proposes.
+
+Two things that look better and are not (``scripts/benchmark_tokens.py``). Of masked tokens, to draw from the product
+which positions are revealed as well: the weight of each step is then a function of where it starts, but paths of the
+target lose their tokens at random times, and a proposal that reveals the certain ones first goes astray. Of uniform
+tokens, a B that noises towards the target's tokens, as the symmetric choice does for numbers: what spoils the weights
+there is that K / F of two tokens that change in one step is a product of what each would be worth alone, and such a B
+makes more of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..kernels import Array, Kernel, log_product
+from .proposals import Local, Proposal, as_proposal
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class TokenProposal:
+    """Tokens from the product of the models' kernels, tilted by what gradients of rewards say of every change.
+
+    Attributes:
+      reward_coefficient: by how much of their first-order change rewards with gradients tilt A.
+      trust: the largest KL divergence, in nats and to second order, by which they may tilt it in one step.
+    """
+
+    reward_coefficient: float = 1.0
+    trust: float = math.inf
+
+    follows_noising: ClassVar[bool] = True
+    is_discrete: ClassVar[bool] = True
+
+    def needs_auxiliary(self, total_exponents: np.ndarray) -> bool:
+        return False
+
+    def reverse(self, transition: Any, at_t: Local, exponent: Array, kernels: tuple[Any, ...]) -> Kernel:
+        return self._law(transition, at_t, kernels)[0]
+
+    def forward(self, transition: Any, at_s: Local, exponent: Array) -> Kernel:
+        kernel: Kernel = transition.forward(at_s.x)
+        return kernel
+
+    def lookahead(self, transition: Any, at_t: Local, kernels: tuple[Any, ...]) -> Array:
+        """The log of the mean weight of the step to come, as far as models and gradients tell."""
+        return self._law(transition, at_t, kernels)[1]
+
+    def _law(self, transition: Any, at_t: Local, kernels: tuple[Any, ...]) -> tuple[Any, Array]:
+        shift = log_product(exponents_of_step(at_t), jnp.stack([kernel.shift for kernel in kernels]))
+        if self.reward_coefficient:
+            slope = transition.shift(at_t.x, self.reward_coefficient * (at_t.exact_gradient + at_t.gradient))
+            shift = shift + self._bounded(transition, at_t.x, shift, slope)
+        law: tuple[Any, Array] = transition.tilted(at_t.x, shift)
+        return law
+
+    def _bounded(self, transition: Any, x: Array, shift: Array, slope: Array) -> Array:
+        """A tilt of the law, made smaller until its KL divergence, half the variance of the tilt, is ``trust``."""
+        if not math.isfinite(self.trust):
+            return slope
+        law, _ = transition.tilted(x, shift)
+        probabilities = jnp.exp(law.anchor + law.shift)
+        mean = jnp.sum(probabilities * slope, axis=-1, keepdims=True)
+        divergence = 0.5 * jnp.sum(probabilities * (slope - mean) ** 2)
+        return slope * jnp.minimum(1.0, jnp.sqrt(self.trust / jnp.maximum(divergence, 1e-30)))
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Base:
+    """The models' own kernels, with exponents that sum to 1, as if there were no target; B is the noising kernel."""
+
+    follows_noising: ClassVar[bool] = True
+    is_discrete: ClassVar[bool] = True
+
+    def needs_auxiliary(self, total_exponents: np.ndarray) -> bool:
+        return False
+
+    def reverse(self, transition: Any, at_t: Local, exponent: Array, kernels: tuple[Any, ...]) -> Kernel:
+        exponents = exponents_of_step(at_t)
+        shift = log_product(exponents / jnp.sum(exponents), jnp.stack([kernel.shift for kernel in kernels]))
+        law: Kernel = transition.tilted(at_t.x, shift)[0]
+        return law
+
+    def forward(self, transition: Any, at_s: Local, exponent: Array) -> Kernel:
+        kernel: Kernel = transition.forward(at_s.x)
+        return kernel
+
+
+TOKEN_PROPOSALS: dict[str, Proposal] = {
+    "locally_optimal": TokenProposal(),
+    "base": Base(),
+}
+
+
+def exponents_of_step(at_t: Local) -> Array:
+    """Of the end of the step: what varies with where it ends is prod_i p_{i,s}^{beta_{i,s}}."""
+    return at_t.exponents if at_t.exponents_ahead is None else at_t.exponents_ahead
+
+
+def get_token_proposal(proposal: Any) -> Proposal:
+    """A proposal for tokens, by name or the object itself.
+
+    Raises:
+      ValueError: for an unknown name, or something that is neither.
+    """
+    if isinstance(proposal, (str, tuple, list)):
+        if isinstance(proposal, str) and proposal in TOKEN_PROPOSALS:
+            return TOKEN_PROPOSALS[proposal]
+        raise ValueError(
+            f"unknown proposal {proposal!r} for tokens; use {', '.join(map(repr, TOKEN_PROPOSALS))} or an object"
+        )
+    return as_proposal(proposal)
