@@ -27,7 +27,7 @@ from .checks import check_count, is_traced
 from .increments import ESTIMATORS, get_estimator, transitions
 from .kernels import Array, FullSpace, log_ratio
 from .model import DiffusionModel
-from .processes import Level, TokenProcess, Transition
+from .processes import Level, Process, TokenProcess, Transition
 from .processes.grids import validate_times
 from .smc import Resampling, SMCInfo, run
 from .smc.weights import CompensatedSum, log_mean_exp, relative_error_of_mean
@@ -126,7 +126,7 @@ def generate(
         resampling=Resampling(ess_threshold=0.0),
         save=save,
         progress=progress,
-        describe=blame_network(times[::-1][:-1]),
+        describe=blame_network(model.process, times[::-1][:-1]),
     )
     return Samples(result.particles, problem.log_density(result.state), result.info)
 
@@ -176,7 +176,7 @@ def log_density(
         num_particles=len(states),
         resampling=Resampling(ess_threshold=0.0),
         progress=progress,
-        describe=blame_network(times[1:]),
+        describe=blame_network(model.process, times[1:]),
     )
     per_path = problem.log_density(result.state, bottom).reshape(len(x), num_paths)
     return LogDensity(log_mean_exp(per_path), relative_error_of_mean(per_path), per_path)
@@ -375,6 +375,6 @@ def warn_of_signal(model: DiffusionModel, times: np.ndarray, max_fraction: float
         )
 
 
-def blame_network(times: np.ndarray) -> Callable[[int], str]:
+def blame_network(process: Process, times: np.ndarray) -> Callable[[int], str]:
     """Words for a faulty step where nothing but the network can be at fault: the time that it was asked at."""
-    return lambda step: f"the network returned NaN or infinity at t = {times[step]:.6g}"
+    return lambda step: f"the network returned {process.failure} at t = {times[step]:.6g}"

@@ -85,3 +85,36 @@ def total_variation(world: World, log_target: np.ndarray, x, log_weights=None) -
     weights = np.exp(log_weights - log_weights.max())
     found = np.bincount(world.index(x), weights / weights.sum(), len(world.log_probs))
     return 0.5 * np.abs(found - np.exp(log_target - np.logaddexp.reduce(log_target))).sum()
+
+
+def end_law(models, exponents, times) -> np.ndarray:
+    """What steering adds up to on a grid, for every sequence it may end in: log of
+
+        ref(x_0)^{bar - 1} sum over paths ref(x_n) prod_steps K_ref(x_s | x_t) prod_i (K_i / K_ref)(x_s | x_t)^{beta_i}
+
+    by multiplying matrices over all states, in float64: no particles, no proposal, no weights.
+    """
+    process = models[0].process
+    size, length = process.vocab_size, process.length
+    states = np.asarray(list(itertools.product(range(size + process.has_mask), repeat=length)), np.int32)
+    x = jnp.asarray(states)
+
+    @jax.jit
+    def log_step(step):
+        log_reference = jax.vmap(lambda x_t: jax.vmap(step.reference_reverse(x_t).log_prob)(x))(x)
+        total = log_reference
+        for model, beta in zip(models, exponents, strict=True):
+            evaluation = model.evaluate(jax.random.key(0), x, step.t)
+            log_model = jax.vmap(lambda x_t, e, model=model: jax.vmap(model.kernel(step, x_t, e).log_prob)(x))(
+                x, evaluation
+            )
+            possible = log_reference > -jnp.inf
+            total = total + jnp.where(possible, beta * (log_model - jnp.where(possible, log_reference, 0.0)), 0.0)
+        return total
+
+    log_law = np.asarray(jax.vmap(process.reference_at(process.level(times[-1]), (length,)).log_prob)(x), np.float64)
+    for s, t in zip(times[:-1][::-1], times[1:][::-1], strict=True):
+        log_law = np.logaddexp.reduce(log_law[:, None] + np.asarray(log_step(process.transition(s, t)), np.float64), 0)
+    clean = (states < size).all(axis=1)
+    log_reference = np.asarray(jax.vmap(process.reference_at(process.level(times[0]), (length,)).log_prob)(x))
+    return log_law[clean] + (sum(exponents) - 1) * log_reference[clean]

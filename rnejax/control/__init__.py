@@ -6,9 +6,11 @@ from .rewards import Reward, RewardError
 from .reweight import reweight
 from .steer import Steered, SteerInfo, SteeringWarning, steer
 from .targets import Target, guide, product, temper, tilt
+from .token_proposals import Base, TokenProposal
 from .tuning import Tuned, tune_proposal
 
 __all__ = [
+    "Base",
     "Drift",
     "FeynmanKac",
     "Local",
@@ -20,6 +22,7 @@ __all__ = [
     "Steered",
     "SteeringWarning",
     "Target",
+    "TokenProposal",
     "Transport",
     "Tuned",
     "guide",

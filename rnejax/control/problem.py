@@ -164,8 +164,13 @@ class Steer:
         increments = jnp.where(lost, -jnp.inf, increments + gained)
         increments = increments + jnp.where(step.is_last, self._change_of_volume(x, step), 0.0)
         excess_increments = jnp.where(step.is_first, 0.0, excess_increments)
+        # What a model has said to be impossible weighs nothing, whatever is said of it from now on.
+        impossible = (particles.excess_log_densities.value == -jnp.inf) | (excess_increments == -jnp.inf)
+        excess_increments = jnp.where(impossible, -jnp.inf, excess_increments)
+        lost = jnp.any(impossible & (step.exponents_s > 0), axis=1)
+        increments = jnp.where(lost, -jnp.inf, increments)
         arrived = arrived._replace(excess_log_densities=particles.excess_log_densities.add(excess_increments))
-        valid = [step.level.is_valid(evaluation.excess) for evaluation in seen.evaluations]
+        valid = [lost | step.level.is_valid(evaluation.excess) for evaluation in seen.evaluations]
         failed = ~jnp.all(jnp.stack(valid), axis=0)
         increments = jnp.where(failed, jnp.nan, increments)
         gradients_finite = jnp.all(jnp.isfinite(seen.exact_gradient)) & jnp.all(jnp.isfinite(seen.gradient))

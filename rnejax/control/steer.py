@@ -145,6 +145,7 @@ def steer(
         raise_failures(steered, result, problem, times, num_particles, check)
         if warn:
             messages = diagnose(steered) + warn_of_constraints(result.info.aux, target.strengths_at(times))
+            messages = messages + warn_of_impossible(target.process, steered)
             for message in messages + warn_of_euler(problem.proposal, target.process, times):
                 warnings.warn(message, SteeringWarning, stacklevel=2)
     return steered
@@ -198,7 +199,7 @@ def raise_failures(
             steered,
             num_particles=num_particles,
             num_steps=len(times) - 1,
-            describe=_describe(result.info.aux, times[::-1]),
+            describe=_describe(result.info.aux, times[::-1], problem.process.failure),
         )
 
 
@@ -253,6 +254,17 @@ def warn_of_constraints(aux: dict[str, Array], strengths: np.ndarray) -> list[st
     ]
 
 
+def warn_of_impossible(process: Process, steered: Steered) -> list[str]:
+    """What to say of particles of tokens that came to be where the target has no probability."""
+    lost = int(jnp.sum(steered.log_weights == -jnp.inf)) if process.is_discrete else 0
+    if not lost:
+        return []
+    return [
+        f"{lost} of {steered.log_weights.size} particles are where a model or a reward has no probability (log-weight "
+        "-inf): they count for nothing; models that exclude each other's sequences, or a reward of -inf, do that"
+    ]
+
+
 def warn_of_euler(proposal: Proposal, process: Any, times: np.ndarray) -> list[str]:
     """What to say of Feynman-Kac correctors whose Euler-Maruyama steps are too long: |f| h > 1."""
     if not isinstance(proposal, FeynmanKac):
@@ -293,7 +305,7 @@ def steps_in_window(window: tuple[float, float] | None, times: np.ndarray) -> tu
     return int(inside[0]) + 1, int(inside[-1]) + 2
 
 
-def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:
+def _describe(aux: dict[str, Array], times: np.ndarray, failure: str) -> Any:
     """Words for a faulty step: its time, and who returned what is not a number."""
     network_finite, reward_nan, reward_forbids_all, gradients_finite = (
         np.asarray(aux[name]) for name in ("network_finite", "reward_nan", "reward_forbids_all", "gradients_finite")
@@ -305,7 +317,7 @@ def _describe(aux: dict[str, Array], times: np.ndarray) -> Any:
         spoilt = "a reward's gradient was NaN or infinite (gradient=False does without)"
         if step > 0 and not gradients_finite[step - 1]:  # what moved the particles; all else follows from it
             return f"{where}: in the step before {spoilt}"
-        culprits = [f"model {i} returned NaN or infinity" for i in np.flatnonzero(~network_finite[step])]
+        culprits = [f"model {i} returned {failure}" for i in np.flatnonzero(~network_finite[step])]
         if reward_nan[step]:
             culprits.append("a reward returned NaN")
         elif reward_forbids_all[step]:

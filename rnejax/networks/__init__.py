@@ -16,6 +16,7 @@ from .egnn import EGNN
 from .functional import Functional, functional
 from .mlp import MLP
 from .stored import StoredNetwork, load_network, save_network
+from .tokens import TokenTransformer, TokenUNet
 from .unet import UNet
 
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
@@ -23,6 +24,8 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "mlp": MLP,
     "pooled_classifier": PooledClassifier,
     "strided_classifier": StridedClassifier,
+    "token_transformer": TokenTransformer,
+    "token_unet": TokenUNet,
     "unet": UNet,
 }
 
@@ -34,6 +37,8 @@ __all__ = [
     "PooledClassifier",
     "StoredNetwork",
     "StridedClassifier",
+    "TokenTransformer",
+    "TokenUNet",
     "UNet",
     "build",
     "default_arguments",

@@ -103,6 +103,7 @@ class Process:
     default_grid: str
     default_proposal: ClassVar[str]
     is_discrete: ClassVar[bool]
+    failure: ClassVar[str] = "NaN or infinity"  # what a network returns that is none of the process's
     hint_of_output = ""  # appended to the message about a network's output of the wrong shape
     # Whether targets' paths keep the reference, q_t ~ ref_t^{1 - bar} prod p_i^{beta_i}, or temper it as well
     keeps_reference: ClassVar[bool]

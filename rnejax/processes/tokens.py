@@ -78,6 +78,7 @@ class TokenProcess(Process):
     is_discrete: ClassVar[bool] = True
     keeps_reference: ClassVar[bool] = True
     has_mask: ClassVar[bool] = True
+    failure: ClassVar[str] = "NaN, infinity, or a row of logits with no finite logit"
     subspace = FullSpace()
 
     def __post_init__(self) -> None:
@@ -92,6 +93,10 @@ class TokenProcess(Process):
             raise ValueError(f"schedule must be a name or a function alpha(t), got {self.schedule!r}")
         self._check_survival()
         self._check_range()
+
+    @property
+    def hint_of_output(self) -> str:  # type: ignore[override]
+        return f" One logit for each of the {self.vocab_size} tokens; MASK has no logit." if self.has_mask else ""
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -7,11 +7,13 @@ from .fit import FitResult, FitState, check_state, fit
 from .losses import drop_labels, score_matching_loss
 from .optimizer import learning_rate_schedule, make_optimizer
 from .times import TimeLaw, low_discrepancy_uniforms, time_law
+from .tokens import LikelihoodBound, likelihood_bound, token_bound_loss, token_loss
 
 __all__ = [
     "DenoisingErrors",
     "FitResult",
     "FitState",
+    "LikelihoodBound",
     "TimeLaw",
     "check_state",
     "denoising_evaluator",
@@ -23,6 +25,7 @@ __all__ = [
     "fit",
     "fokker_planck_residual",
     "learning_rate_schedule",
+    "likelihood_bound",
     "low_discrepancy_uniforms",
     "make_optimizer",
     "noising_pair",
@@ -30,4 +33,6 @@ __all__ = [
     "score_matching_loss",
     "score_of_energy",
     "time_law",
+    "token_bound_loss",
+    "token_loss",
 ]

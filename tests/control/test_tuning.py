@@ -104,9 +104,7 @@ def test_effects_count_the_dimensions_of_a_subspace():
     particles, _ = problem.init(KEY, 6)
     step = jax.tree.map(lambda leaf: leaf[2], steps)
     variance = float(step.transition.t.reference_variance)
-    found = jax.vmap(
-        lambda p: transport_effects(step.transition, problem._left(step, p), BETA)
-    )(particles)
+    found = jax.vmap(lambda p: transport_effects(step.transition, problem._left(step, p), BETA))(particles)
     square = (np.asarray(particles.x) ** 2).sum(axis=(1, 2)) / variance
     wanted = float(step.transition.variance) * BETA / variance * (BETA * square - 9)
     np.testing.assert_allclose(found[:, 1], wanted, rtol=1e-4)
