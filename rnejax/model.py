@@ -96,7 +96,7 @@ class DiffusionModel:
         self.noise_level = noise_level
         self.prior, self._static_prior = _split_prior(prior)
         self.transform = transform
-        if process.is_discrete and (covariance != "reference" or transform != Identity()):
+        if process.is_discrete and (self.covariance != get_covariance("reference") or transform != Identity()):
             raise ValueError(
                 f"states of {type(process).__name__} are tokens, which have no covariance and no coordinates to "
                 f"transform: leave covariance and transform as they are, got {covariance!r} and {transform!r}"

@@ -20,7 +20,16 @@ from .kernels import CentreOfMassFree, FullSpace, Gaussian, LinearSubspace
 from .model import NOISE_LEVELS, DiffusionModel
 from .transforms import Affine, Identity
 
-PROCESSES = ("Cosine", "DiscreteVariancePreserving", "RectifiedFlow", "VarianceExploding", "VariancePreserving")
+PROCESSES = (
+    "AnyOrder",
+    "Cosine",
+    "DiscreteVariancePreserving",
+    "Masked",
+    "RectifiedFlow",
+    "Uniform",
+    "VarianceExploding",
+    "VariancePreserving",
+)
 SUBSPACES: dict[str, Callable[..., Any]] = {"FullSpace": FullSpace, "CentreOfMassFree": CentreOfMassFree}
 
 # Covariances that are tables, and what they consist of.
@@ -262,6 +271,10 @@ def _process_to_json(process: Any) -> dict[str, Any]:
     if name not in PROCESSES:
         raise ValueError(f"a process of type {name} cannot be saved; one of {', '.join(PROCESSES)}")
     arguments = process.arguments()
+    if process.is_discrete:
+        if callable(process.schedule):
+            raise ValueError("a schedule that is a function has no form in a file: use the name of one")
+        return {"name": name, "arguments": arguments}
     subspace = arguments.pop("subspace")
     if isinstance(subspace, LinearSubspace):
         arguments["subspace"] = {"name": "LinearSubspace", "basis": subspace.basis.tolist()}
@@ -272,14 +285,17 @@ def _process_to_json(process: Any) -> dict[str, Any]:
 
 def _process_from_json(path: Path, described: Mapping[str, Any]) -> Any:
     arguments = dict(described["arguments"])
+    if described["name"] not in PROCESSES:
+        raise CheckpointError(f"{path} was made for a process that this version does not have: {described['name']!r}")
+    family = getattr(processes, described["name"])
+    if family.is_discrete:
+        return family(**arguments)
     subspace = arguments.pop("subspace")
     if subspace["name"] == "LinearSubspace":
         space: Any = LinearSubspace(np.asarray(subspace["basis"]))
     else:
         space = SUBSPACES[subspace["name"]]()
-    if described["name"] not in PROCESSES:
-        raise CheckpointError(f"{path} was made for a process that this version does not have: {described['name']!r}")
-    return getattr(processes, described["name"])(**arguments, subspace=space)
+    return family(**arguments, subspace=space)
 
 
 def _transform_to_json(transform: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from .sections import (
     Section,
     SteerRun,
     Temper,
+    TextData,
     Tilt,
     TrainRun,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Section",
     "SteerRun",
     "Temper",
+    "TextData",
     "Tilt",
     "TrainRun",
     "describe_keys",

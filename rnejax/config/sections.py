@@ -52,8 +52,8 @@ class Grid(Section):
 
     num_steps: PositiveInt = 100
     """network evaluations per sample"""
-    kind: Literal["uniform", "quadratic", "edm", "log_snr"] | None = None
-    """spacing; by default the process's own"""
+    kind: Literal["uniform", "quadratic", "edm", "log_snr", "survival", "geometric", "one_token"] | None = None
+    """spacing; by default the process's own. one_token: of masked tokens, one per step, whatever num_steps is"""
     t_min: Number | None = None
     """where generation ends; by default the process's"""
     t_max: Number | None = None
@@ -405,8 +405,32 @@ class VarianceExplodingProcess(Section):
     """largest noise level"""
 
 
+Survival = Literal["linear", "cosine", "log_linear"]
+
+
+class MaskedProcess(Section):
+    """Masked tokens; their number and the length of a sequence are those of the data."""
+
+    kind: Literal["masked"]
+    schedule: Survival = "linear"
+    """the probability that a token has survived until time t"""
+
+
+class UniformProcess(Section):
+    """Tokens that are drawn anew; their number and the length of a sequence are those of the data."""
+
+    kind: Literal["uniform"]
+    schedule: Survival = "linear"
+    """the probability that a token has survived until time t"""
+
+
 Process = Annotated[
-    CosineProcess | RectifiedFlowProcess | VariancePreservingProcess | VarianceExplodingProcess,
+    CosineProcess
+    | RectifiedFlowProcess
+    | VariancePreservingProcess
+    | VarianceExplodingProcess
+    | MaskedProcess
+    | UniformProcess,
     Field(discriminator="kind"),
 ]
 
@@ -435,6 +459,13 @@ class MoleculeData(Section):
     multiplied must agree on it"""
 
 
+class TextData(Section):
+    """A text of your own."""
+
+    corpus: str
+    """a file with one sentence per line; a twentieth of them validates"""
+
+
 Term = Literal["score", "rne", "rne_euler", "fokker_planck", "prior"]
 
 
@@ -460,7 +491,8 @@ class Training(Section):
     ema_decay: Annotated[Real, Field(ge=0, lt=1)] = 0.999
     """the share of the moving average that one step keeps"""
     label_dropout: Annotated[Real, Field(ge=0, le=1)] = 0.1
-    """share of the images whose class is hidden: what guidance needs; molecules have none"""
+    """share of the images whose class is hidden: what guidance needs; of digit_tokens, of each of the three things that
+    a prompt can say; molecules and text have none"""
     dropout: bool = True
     """whether the network's dropout is on"""
     weighting: Literal["x0", "epsilon", "score", "v", "velocity"] | None = None
@@ -471,6 +503,8 @@ class Training(Section):
     """where those are drawn; null for the whole range"""
     antithetic: bool = False
     """take every noise and its opposite, two evaluations per example: less noise in gradients where noise is small"""
+    discrete_steps: PositiveInt | None = None
+    """of tokens: the bound of a grid of so many steps; by default that of continuous time"""
     terms: dict[Term, Positive] | None = None
     """of an energy's loss, with their weights; by default score matching alone"""
     residual_covariance: Literal["reference", "hutchinson", "diagonal", "full"] = "full"
@@ -486,12 +520,12 @@ class Training(Section):
 class TrainRun(Run):
     """rnejax train: make a diffusion model."""
 
-    data: Literal["digits"] | MoleculeData = "digits"
+    data: Literal["digits", "digit_tokens", "verses"] | MoleculeData | TextData = "digits"
     """what it is a model of"""
     process: Process = CosineProcess(kind="cosine")
     """what noise does"""
-    prediction: Literal["score", "x0", "epsilon", "v", "velocity", "energy"] = "v"
-    """what the network returns"""
+    prediction: Literal["score", "x0", "epsilon", "v", "velocity", "energy", "logits", "concrete_score"] = "v"
+    """what the network returns; of tokens, logits or a concrete score"""
     network: Network = Network()
     """which network"""
     training: Training = Training()
@@ -505,6 +539,6 @@ class TrainRun(Run):
     storage: Literal["float32", "bfloat16", "float16"] = "float32"
     """type of the stored weights"""
     num_samples: PositiveInt = 100
-    """drawn at the end: digits in ten classes in turn, molecules to be compared with the reference"""
+    """drawn at the end: digits in ten classes in turn, molecules to be compared with the reference, sentences"""
     grid: Grid = Grid()
     """of those samples"""

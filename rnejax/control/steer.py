@@ -257,7 +257,7 @@ def warn_of_constraints(aux: dict[str, Array], strengths: np.ndarray) -> list[st
 def warn_of_impossible(process: Process, steered: Steered) -> list[str]:
     """What to say of particles of tokens that came to be where the target has no probability."""
     lost = int(jnp.sum(steered.log_weights == -jnp.inf)) if process.is_discrete else 0
-    if not lost:
+    if not lost or lost > 0.5 * steered.log_weights.size:  # of more than half of them, diagnose says so
         return []
     return [
         f"{lost} of {steered.log_weights.size} particles are where a model or a reward has no probability (log-weight "

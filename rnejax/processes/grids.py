@@ -25,11 +25,15 @@ def time_grid(
     - ``quadratic``: uniform in sqrt(t): short steps near the data.
     - ``edm``: uniform in (sigma / alpha)^(1 / rho), with rho = 7 as in Karras et al. 2022, eq. 5.
     - ``log_snr``: uniform in log(alpha^2 / sigma^2).
+    - ``survival``: of tokens, uniform in their survival alpha.
+    - ``geometric``: of tokens, uniform in log(1 - alpha).
+
+    One token per step is the grid of a process of its own, :class:`rnejax.processes.AnyOrder`.
 
     Args:
       process: whose time range is spanned.
       num_steps: the number of transitions, at least 1.
-      kind: one of the above; default: the process's own (``edm`` for VarianceExploding, else ``quadratic``).
+      kind: one of the above; default: the process's own.
       t_min, t_max: another range; default: the process's.
       rho: the exponent of ``edm``.
 
@@ -42,6 +46,7 @@ def time_grid(
     if kind not in process.grids:
         raise ValueError(
             f"unknown grid {kind!r} for {type(process).__name__}; choose one of {', '.join(process.grids)}"
+            f"{process.grid_hints.get(kind, '')}"
         )
     num_steps = check_count("num_steps", num_steps)
     rho = check_number("rho", rho, positive=True)

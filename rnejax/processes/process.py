@@ -100,6 +100,7 @@ class Process:
     predictions: ClassVar[tuple[str, ...]]
     need_signal: ClassVar[tuple[str, ...]]  # predictions that say nothing of x_0 where alpha = 0
     grids: ClassVar[tuple[str, ...]]
+    grid_hints: ClassVar[dict[str, str]] = {}  # what to say to who asks for a grid that there is not
     default_grid: str
     default_proposal: ClassVar[str]
     is_discrete: ClassVar[bool]

@@ -215,6 +215,10 @@ class Masked(TokenProcess):
     nothing is masked: what is masked at the end is part of the state.
     """
 
+    grid_hints: ClassVar[dict[str, str]] = {
+        "one_token": "; one token per step is a process of its own, model.with_process(process.one_token_per_step())"
+    }
+
     def one_token_per_step(self) -> AnyOrder:
         """The jump chain: one token per step, for which the reverse kernel is exact.
 

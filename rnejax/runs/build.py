@@ -67,6 +67,10 @@ def load_model(config: ModelRun) -> rj.DiffusionModel:
       ConfigError: if there is no such model, or it cannot be read.
     """
     model = load_named(config.model)
+    if config.grid.kind == "one_token":
+        if not isinstance(model.process, rj.processes.Masked):
+            raise ConfigError(f"grid.kind = one_token is of masked tokens; {config.model} is of {model.process}")
+        model = model.with_process(model.process.one_token_per_step())
     return model if config.covariance is None else model.with_covariance(config.covariance)
 
 
@@ -88,14 +92,23 @@ def make_times(grid: Grid, process: Any) -> np.ndarray:
     Raises:
       ConfigError: for one that the process cannot have.
     """
+    one_by_one = isinstance(process, rj.processes.AnyOrder)
     try:
+        if one_by_one and grid.kind == "one_token":
+            return rj.time_grid(process, process.length)
         return rj.time_grid(process, grid.num_steps, grid.kind, t_min=grid.t_min, t_max=grid.t_max)
     except ValueError as error:
         raise ConfigError(f"grid: {error}") from error
 
 
-def build_process(process: Any, subspace: Any = None) -> Any:
-    """A noising process from its configuration, on a subspace where the data have one."""
+def build_process(process: Any, data: Any) -> Any:
+    """A noising process from its configuration, for the states that the data are."""
+    tokens = {"masked": rj.processes.Masked, "uniform": rj.processes.Uniform}
+    if (process.kind in tokens) != hasattr(data, "vocab_size"):
+        what = "tokens: take process.kind = masked" if hasattr(data, "vocab_size") else "numbers, not tokens"
+        raise ConfigError(f"process.kind = {process.kind}, but the data are {what}")
+    if process.kind in tokens:
+        return tokens[process.kind](data.vocab_size, data.length, process.schedule)
     kinds = {
         "cosine": rj.processes.Cosine,
         "rectified_flow": rj.processes.RectifiedFlow,
@@ -104,7 +117,7 @@ def build_process(process: Any, subspace: Any = None) -> Any:
     }
     try:
         arguments = process.model_dump(exclude={"kind"}, exclude_none=True)
-        return kinds[process.kind](**arguments, **({} if subspace is None else {"subspace": subspace}))
+        return kinds[process.kind](**arguments, subspace=data.subspace)
     except ValueError as error:
         raise ConfigError(f"process: {error}") from error
 

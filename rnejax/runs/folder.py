@@ -55,6 +55,11 @@ class RunFolder:
         np.savez_compressed(self.path / name, allow_pickle=False, **plain)
         self.add(name)
 
+    def text(self, name: str, words: str) -> None:
+        """Write a text."""
+        (self.path / name).write_text(words, encoding="utf-8")
+        self.add(name)
+
     def picture(self, name: str, figure: Any) -> None:
         """Write a figure."""
         plot.save(figure, self.path / name)

@@ -29,8 +29,9 @@ def run(config: TrainRun, output: Output) -> None:
     key = jax.random.key(config.seed)
     key_init, key_fit = jax.random.split(key)
     key_evaluate, key_calibrate, key_sample = jax.random.split(jax.random.fold_in(key, 1), 3)
-    data = load(config.data, key_evaluate)
-    process = build_process(config.process, data.subspace)
+    data = load(config.data, key_evaluate, settings.label_dropout)
+    process = build_process(config.process, data)
+    check_prediction(config, process)
     times = make_times(config.grid, process)  # of the samples at the end
     try:
         network = build(config.network.name, key_init, **config.network.arguments)
@@ -50,11 +51,14 @@ def run(config: TrainRun, output: Output) -> None:
     try:
         jax.eval_shape(loss, key_fit, params, jax.tree.map(lambda leaf: leaf[:1], data.train))
     except Exception as error:  # whatever a network may raise that is none of such data
-        what = "digits" if config.data == "digits" else f"configurations of shape {data.shape}"
+        pictures = {"digits": ("digits", "unet can"), "digit_tokens": ("tokens of digits", "token_unet can")}
+        molecules = (f"configurations of shape {data.shape}", "egnn can, with its shape in network.arguments")
+        text = (f"sequences of {data.shape[0]} tokens", "token_transformer can, with vocab_size and length of the data")
+        what, remedy = pictures.get(str(config.data), text if process.is_discrete else molecules)
         raise ConfigError(
             f"network.name = {config.network.name} cannot be trained on {what} with prediction = {config.prediction} "
             f"and training.dropout = {settings.dropout} ({type(error).__name__}: {error}); "
-            f"{'unet can' if config.data == 'digits' else 'egnn can, with its shape in network.arguments'}"
+            f"{remedy}"
         ) from error
     if config.calibration == "elastic_network" and len(data.shape) != 2:
         raise ConfigError(f"calibration = elastic_network is for particles, not for states of shape {data.shape}")
@@ -100,14 +104,16 @@ def run(config: TrainRun, output: Output) -> None:
         batched=True,
     )
     held_out = jax.vmap(data.transform.to_data)(data.held_out[0])
-    table = rj.time_grid(process, config.calibration_steps)
-    if config.calibration == "elastic_network":
+    if process.is_discrete:
+        pass  # the probabilities of tokens are all that there is to know
+    elif config.calibration == "elastic_network":
+        table = rj.time_grid(process, config.calibration_steps)
         kinds = config.network.arguments.get("kinds")
         model = rj.calibrate_elastic_network(
             key_calibrate, model, table, held_out, kinds=kinds, num_knots=config.calibration_knots
         )
     else:
-        model = rj.calibrate(key_calibrate, model, table, data=held_out)
+        model = rj.calibrate(key_calibrate, model, rj.time_grid(process, config.calibration_steps), data=held_out)
     last = fitted.metrics[-1] if fitted.metrics else {}
     rj.save_model(
         folder.path / "model.safetensors",
@@ -129,9 +135,20 @@ def make_loss(config: TrainRun, process: Any, apply: Any, data: TrainingData) ->
     Raises:
       ConfigError: for settings that belong to another kind of prediction.
     """
-    from ..training import denoising_loss, energy_loss, time_law
+    from ..training import denoising_loss, energy_loss, time_law, token_loss
 
     settings = config.training
+    if process.is_discrete:
+        times = None if settings.discrete_steps is None else rj.time_grid(process, settings.discrete_steps)
+        return token_loss(
+            process,
+            apply,
+            data.prepare,
+            prediction=config.prediction,
+            times=times,
+            antithetic=settings.antithetic,
+            dropout=settings.dropout,
+        )
     law: Any = time_law(process, log_snr_share=settings.log_snr_share, log_snr_range=settings.log_snr_range)
     if config.prediction == "energy":
         if settings.antithetic or settings.weighting is not None or data.null_label is not None:
@@ -163,6 +180,8 @@ def make_evaluator(config: TrainRun, process: Any, apply: Any, data: TrainingDat
     """evaluate(params) -> the likelihood bound of validation examples."""
     from ..training import denoising_evaluator, score_of_energy
 
+    if process.is_discrete:
+        return token_evaluator(config, process, apply, data, key)
     energy = config.prediction == "energy"
     errors = denoising_evaluator(
         process,
@@ -178,6 +197,38 @@ def make_evaluator(config: TrainRun, process: Any, apply: Any, data: TrainingDat
     return evaluate
 
 
+def token_evaluator(config: TrainRun, process: Any, apply: Any, data: TrainingData, key: Any) -> Callable[..., Any]:
+    """evaluate(params) -> the likelihood bound of validation sequences, each noised to four numbers of masks."""
+    from ..training import token_bound_loss
+
+    x0, conditions = data.held_out
+    grid = None if process.has_mask else rj.time_grid(process, 128)
+
+    @jax.jit
+    def bounds(key: Any, params: Any, x0: Any, conditions: Any) -> Any:
+        def predict(*arguments: Any) -> Any:
+            return apply(params, *arguments)
+
+        return token_bound_loss(
+            key, process, predict, x0, conditions, prediction=config.prediction, times=grid, batched=True
+        )
+
+    def evaluate(params: Any, repeats: int = 4) -> dict[str, float]:
+        found = [bounds(jax.random.fold_in(key, repeat), params, x0, conditions) for repeat in range(repeats)]
+        return data.bound(float(jnp.mean(jnp.stack(found))))
+
+    return evaluate
+
+
+def check_prediction(config: TrainRun, process: Any) -> None:
+    """Raises ConfigError where such a process has no such prediction."""
+    if config.prediction not in process.predictions:
+        raise ConfigError(
+            f"prediction = {config.prediction}, but a network under process.kind = {config.process.kind} predicts one "
+            f"of {', '.join(process.predictions)}"
+        )
+
+
 def fingerprint(config: TrainRun) -> dict[str, Any]:
     """What must agree for a run to go on from a stored state: all but how long, how often it reports, and where."""
     settings = config.model_dump(mode="json", include={"seed", "data", "process", "prediction", "network", "training"})
@@ -191,6 +242,7 @@ def draw_losses(folder: RunFolder, metrics: list[dict[str, float]]) -> None:
     labels = {
         "loss": "training loss",
         "validation_bits_per_dimension_bound": "validation, bits per dimension (bound)",
+        "validation_bits_per_token_bound": "validation, bits per token (bound)",
         "validation_nats_bound": "validation, -log p in nats (bound)",
     }
     if not metrics:

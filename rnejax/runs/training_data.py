@@ -1,4 +1,4 @@
-"""What a model is trained on: digits, or samples of a molecular system. The rest of training does not know which."""
+"""What a model is trained on: digits, molecules, or tokens. The rest of training does not know which."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 import rnejax as rj
 
 from .. import plot
-from ..config import ConfigError, MoleculeData
+from ..config import ConfigError, MoleculeData, TextData
 from ..kernels import FullSpace
 from ..transforms import Affine, Identity
 from .build import build_system, load_reference_of
 from .folder import RunFolder, require_molecules, summary
+from .token_data import DigitTokens, Text
 
 
 class TrainingData(Protocol):
@@ -52,13 +53,17 @@ class TrainingData(Protocol):
         ...
 
 
-def load(data: Any, key: jax.Array) -> TrainingData:
+def load(data: Any, key: jax.Array, label_dropout: float = 0.0) -> TrainingData:
     """The training data of a configuration; ``key`` prepares the validation examples.
 
     Raises:
       ConfigError: for data that are not there, or samples of another system.
     """
     try:
+        if isinstance(data, TextData) or data == "verses":
+            return Text(data)
+        if data == "digit_tokens":
+            return DigitTokens(label_dropout)
         return Molecules(data) if isinstance(data, MoleculeData) else Digits(key)
     except ConfigError:
         raise

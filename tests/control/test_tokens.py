@@ -171,7 +171,7 @@ def test_particles_that_become_impossible_weigh_nothing_and_the_run_goes_on():
     model, other = FIRST.one_by_one(), forbidding.one_by_one()
     times = rj.time_grid(model.process, 4)
     target = rj.product([model, other])
-    with pytest.warns(rj.control.SteeringWarning, match="particles are where a model or a reward has no probability"):
+    with pytest.warns(rj.control.SteeringWarning, match="of the final particles have weight zero"):
         result = rj.steer(KEY, target, times, 256, proposal=FollowTheFirst(), ess_threshold=0.0, progress=False)
     weights, first = np.asarray(result.log_weights), np.asarray(result.particles)[:, 0]
     assert (first != 0).any()

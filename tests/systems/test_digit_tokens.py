@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation, generate_binary_structure
+from scipy.ndimage import binary_dilation, generate_binary_structure, label
 
 from rnejax.systems import digit_tokens, digits
 from rnejax.systems.digit_tokens import MASK, NULL, SLANTS, WIDTHS, DigitTokens
@@ -180,6 +180,22 @@ def test_the_width_of_a_disc_is_its_diameter():
     assert measured.std() < 0.5
 
 
+def test_the_euler_number_is_that_of_the_pieces_less_the_holes():
+    # At a density of 1/2 pixels touch by their corners all over, and there are several pieces and holes.
+    ink = np.random.default_rng(0).random((50, 12, 9)) < 0.5
+    for image, number in zip(ink, digit_tokens._euler_number(ink)):
+        _, pieces = label(image, np.ones((3, 3)))
+        _, papers = label(~np.pad(image, 1))  # that around the image, and one in each hole
+        assert number == pieces - (papers - 1)
+
+
+def test_ink_at_the_border_of_the_image_ends_there():
+    image = ring(3.0) | stroke((-5.0, -8.0), (9.0, 7.0), width=3.0)
+    (top, bottom), (left, right) = ((i.min(), i.max() + 1) for i in np.nonzero(image[..., 0]))
+    cropped = digit_tokens.measure(image[top:bottom, left:right])
+    np.testing.assert_allclose(cropped, digit_tokens.measure(image), rtol=1e-12)
+
+
 @pytest.mark.parametrize("angle", [-30.0, -12.0, 0.0, 12.0, 30.0])
 def test_the_slant_of_a_drawn_parallelogram_is_the_angle_of_its_shear(angle):
     tangent = np.tan(np.radians(digit_tokens.measure(sheared(angle)).slant))
@@ -200,7 +216,10 @@ def test_a_shear_adds_its_tangent_to_that_of_the_slant(training):
     wide = np.pad(images, ((0, 0), (0, 0), (28, 28), (0, 0)))
     # A shear by 45 degrees: each row by one pixel more than the row below it. Nothing is rounded.
     moved = np.stack([np.roll(wide[:, row], 14 - row, axis=1) for row in range(28)], axis=1)
-    before, after = (np.tan(np.radians(digit_tokens.measure(x).slant)) for x in (images, moved))
+    # What breaks off in it might be taken for a speck.
+    whole = [label(x[..., 0], np.ones((3, 3)))[1] == 1 for x in moved]
+    assert sum(whole) > 150
+    before, after = (np.tan(np.radians(digit_tokens.measure(x[whole]).slant)) for x in (images, moved))
     np.testing.assert_allclose(after, before + 1, rtol=1e-9)
 
 
@@ -226,6 +245,18 @@ def test_dilation_raises_the_width_by_two_pixels_or_a_little_less(training):
     added = digit_tokens.measure(binary_dilation(images, cross)).width - digit_tokens.measure(images).width
     # One pixel to each of four sides: strokes along the grid gain 2, strokes along a diagonal sqrt(2).
     assert np.sqrt(2) < np.median(added) < 2
+
+
+def test_specks_change_nothing_and_pieces_of_the_digit_do():
+    image = stroke((-3.0, -9.0), (3.0, 9.0), width=3.0)
+    specked, broken = image.copy(), image.copy()
+    specked[[1, 25, 26], [1, 3, 3]] = True  # a pixel, and a piece of two
+    broken[2:6, 3:7] = True
+    np.testing.assert_array_equal(digit_tokens.measure(specked), digit_tokens.measure(image))
+    assert digit_tokens.measure(broken).slant < digit_tokens.measure(image).slant
+    # Nor are they held together by the ink of their neighbours in a batch.
+    between = digit_tokens.measure(np.stack([~image, specked, np.ones_like(image)]))
+    np.testing.assert_array_equal([each[1] for each in between], digit_tokens.measure(image))
 
 
 def test_the_mirror_image_has_the_same_width_and_the_opposite_slant(training):
@@ -273,6 +304,17 @@ def test_symmetric_digits_stand_upright_at_no_slant_and_others_do_not(training):
     assert np.all(np.abs(upright[[0, 1, 8]]) < 6)
     # The ink of an upright 4, 7 or 9 is at the upper left.
     assert np.all(upright[[4, 7, 9]] < -6)
+
+
+def test_the_thresholds_come_from_the_training_images_alone(training, monkeypatch):
+    expected = digit_tokens.thresholds()
+    read = []
+    monkeypatch.setattr(digits, "load", lambda split: read.append(split) or training)
+    digit_tokens.upright_slants.cache_clear()
+    digit_tokens.thresholds.cache_clear()
+    for again, before in zip(digit_tokens.thresholds(), expected):
+        np.testing.assert_array_equal(again, before)
+    assert set(read) == {"train"}
 
 
 # Which words fit
@@ -460,6 +502,14 @@ def test_each_entry_is_left_unsaid_independently_and_all_of_them_together():
         assert frequency == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / N))
     p = drop_all + (1 - drop_all) * drop**3
     assert np.mean(unsaid.all(axis=1)) == pytest.approx(p, abs=4 * np.sqrt(p * (1 - p) / N))
+
+
+def test_whether_all_is_left_unsaid_has_its_own_random_numbers():
+    _, conditions = digit_tokens.training_batch(jax.random.key(0), BATCH, 0.5, 0.5)
+    unsaid = np.asarray(conditions) == np.array(NULL)
+    # With the same key the i-th row and the i-th entry would share a number; they are in the same row only for i = 0.
+    rows, entries = unsaid.all(axis=1), unsaid.ravel()[:N]
+    assert abs(np.corrcoef(rows, entries)[0, 1]) < 4 / np.sqrt(N)
 
 
 def test_what_is_said_of_a_batch_and_its_tokens_are_unchanged():

@@ -151,6 +151,11 @@ def test_merges_of_a_small_example_are_those_of_counting_by_hand(script):
     assert script.learn_merges({"abc": 3, "ab": 2, "cd": 2}, 3) == [("a", "b"), ("ab", "c"), ("c", "d")]
 
 
+def test_only_the_pair_itself_is_merged_and_not_other_neighbours_that_spell_the_same(script):
+    assert script.merge(["ab", "c", "a", "bc", "c", "c", "c"], ("ab", "c")) == ["abc", "a", "bc", "c", "c", "c"]
+    assert script.merge(["c", "c", "c"], ("c", "c")) == ["cc", "c"]
+
+
 def test_of_equally_frequent_pairs_the_first_in_the_alphabet_is_merged(script):
     assert script.learn_merges({"yz": 2, "xy": 2}, 1) == [("x", "y")]
 
