@@ -16,7 +16,7 @@ _HOMES = {
     "MullerBrown": "potentials",
     "TorsionBias": "bias",
 }
-_MODULES = ("digits", "metrics", "mixture", "references")
+_MODULES = ("digit_tokens", "digits", "metrics", "mixture", "references", "text")
 
 SYSTEMS = {
     "alanine_dipeptide": "AlanineDipeptide",
