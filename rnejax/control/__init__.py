@@ -2,20 +2,23 @@
 
 from .observations import PredictionError, observe, prediction_error
 from .proposals import Drift, FeynmanKac, Local, Proposal, Transport
+from .renoising import Remask
 from .rewards import Reward, RewardError
 from .reweight import reweight
 from .steer import Steered, SteerInfo, SteeringWarning, steer
 from .targets import Target, guide, product, temper, tilt
-from .token_proposals import Base, TokenProposal
+from .token_proposals import Base, Candidates, TokenProposal
 from .tuning import Tuned, tune_proposal
 
 __all__ = [
     "Base",
+    "Candidates",
     "Drift",
     "FeynmanKac",
     "Local",
     "PredictionError",
     "Proposal",
+    "Remask",
     "Reward",
     "RewardError",
     "SteerInfo",

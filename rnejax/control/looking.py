@@ -46,12 +46,7 @@ def look_at_numbers(
     known = None if through_network else evaluate(x)
 
     def value(reward: Reward, x: Array, evaluations: Evaluations) -> Array:
-        if reward.at == "x0":
-            weights = step.exponents_s / jnp.sum(step.exponents_s)
-            excess = sum(w * evaluation.excess for w, evaluation in zip(weights, evaluations, strict=True))
-            # The target is tilted by the reward of the state itself.
-            x = jnp.where(step.is_last, x, step.level.denoised(x, excess))
-        return reward.values(jax.vmap(model.transform.to_data)(x))
+        return _reward_of_numbers(model, reward, x, evaluations, step, step.level)
 
     def tilts(x: Array) -> tuple[tuple[Array, Array], tuple[Evaluations, dict[int, Array]]]:
         """The exact tilt and the other one, of the rewards that have gradients; all else on the side."""
@@ -106,6 +101,43 @@ def look_at_tokens(
         change = gradient - jnp.sum(rows[reward.at] * gradient, axis=-1, keepdims=True)
         slopes[reward.exact] += step.strengths_ahead[i] * change
     return Seen(evaluations, _in_order(values, len(x), present.dtype), slopes[True], slopes[False])
+
+
+def reward_values(
+    key: Array,
+    model: DiffusionModel,
+    rewards: tuple[Reward, ...],
+    evaluations: Evaluations,
+    x: Array,
+    step: Any,
+    level: Any,
+) -> Array:
+    """Rewards of a batch of states that the models have not seen, from what they said of others: (n, j)."""
+    discrete = model.process.is_discrete
+    rows = None
+    if discrete:
+        present = jax.nn.one_hot(x, model.process.vocab_size, dtype=jnp.result_type(float))  # type: ignore[attr-defined]
+        rows = jnp.where(step.is_last, present, predicted_rows(level, x, evaluations, step.exponents_s))
+    values = {}
+    for i, reward in enumerate(rewards):
+        if rows is None:
+            values[i] = _reward_of_numbers(model, reward, x, evaluations, step, level)
+        elif reward.gradient:
+            values[i] = reward.values(rows if reward.at == "x0" else present)
+        else:
+            values[i] = reward_of_tokens(jax.random.fold_in(key, i), reward, x, rows)
+    return _in_order(values, len(x), jnp.result_type(float) if discrete else x.dtype)
+
+
+def _reward_of_numbers(
+    model: DiffusionModel, reward: Reward, x: Array, evaluations: Evaluations, step: Any, level: Any
+) -> Array:
+    if reward.at == "x0":
+        weights = step.exponents_s / jnp.sum(step.exponents_s)
+        excess = sum(w * evaluation.excess for w, evaluation in zip(weights, evaluations, strict=True))
+        # The target is tilted by the reward of the state itself.
+        x = jnp.where(step.is_last, x, level.denoised(x, excess))
+    return reward.values(jax.vmap(model.transform.to_data)(x))
 
 
 def predicted_rows(level: Any, x: Array, evaluations: Evaluations, exponents: Array) -> Array:

@@ -24,14 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..density import prior_excess
-from ..increments import ESTIMATORS, get_estimator, transitions
+from ..increments import ESTIMATORS, get_estimator
 from ..kernels import Array, Gaussian, Kernel, log_product, log_ratio
 from ..model import DiffusionModel
 from ..processes import Level, Process
-from ..smc.weights import CompensatedSum
-from .looking import Evaluations, Seen, look_at_numbers, look_at_tokens
+from ..smc.weights import CompensatedSum, log_mean_exp
+from .looking import Evaluations, Seen, look_at_numbers, look_at_tokens, reward_values
 from .proposals import Local, Proposal, transport_effects
 from .rewards import Reward
+from .steps import ControlStep
 
 
 class Particle(NamedTuple):
@@ -44,59 +45,10 @@ class Particle(NamedTuple):
     lookahead: Array  # what the weight already holds of the next step's
 
 
-class ControlStep(NamedTuple):
-    """One iteration: move from t to s, then look at the state at s. The first only looks, at t_max."""
-
-    transition: Any
-    next: Any  # the transition of the next iteration
-    level: Any  # where the state is looked at
-    exponents_s: Array
-    exponents_t: Array
-    exponents_ahead: Array  # at the end of the next iteration
-    strengths_s: Array
-    strengths_t: Array
-    strengths_ahead: Array
-    is_first: Array
-    is_last: Array
-    evaluate: Array
-
-
-def control_steps(
-    process: Process, times: np.ndarray, exponents: np.ndarray, strengths: np.ndarray, evaluate_last: bool
-) -> ControlStep:
-    """The n + 1 iterations of a grid with n steps, in order of execution."""
-    n = len(times) - 1
-    steps = transitions(process, times)
-    at_s = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:1], leaf]), steps)  # the first iteration moves nothing
-    levels = jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), process.level(times))
-
-    def by_step(increasing: np.ndarray) -> tuple[Array, Array, Array]:
-        values = jnp.asarray(increasing[::-1], jnp.result_type(float))
-        return values, jnp.concatenate([values[:1], values[:-1]]), jnp.concatenate([values[1:], values[-1:]])
-
-    exponents_s, exponents_t, exponents_ahead = by_step(exponents)
-    strengths_s, strengths_t, strengths_ahead = by_step(strengths)
-    index = np.arange(n + 1)
-    return ControlStep(
-        transition=at_s,
-        next=jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[-1:]]), steps),
-        level=levels,
-        exponents_s=exponents_s,
-        exponents_t=exponents_t,
-        exponents_ahead=exponents_ahead,
-        strengths_s=strengths_s,
-        strengths_t=strengths_t,
-        strengths_ahead=strengths_ahead,
-        is_first=jnp.asarray(index == 0),
-        is_last=jnp.asarray(index == n),
-        evaluate=jnp.asarray((index < n) | evaluate_last),
-    )
-
-
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["models", "rewards", "initial", "top", "exponents", "proposal"],
-    meta_fields=["generated", "effects"],
+    meta_fields=["generated", "effects", "renoises"],
 )
 @dataclass(frozen=True)
 class Steer:
@@ -105,7 +57,8 @@ class Steer:
     ``generated``: the target is the law that the one model *generates*, tilted by rewards of the exact scheme or by
     none. Its weights are ratios to the model's own kernels, which are what generates, whatever these approximate;
     targets made of the models' marginals need their log-densities, for which Euler-Maruyama kernels have forms of their
-    own. ``effects``: keep what a `Transport` would do to every weight, for `tune_proposal`.
+    own. ``effects``: keep what a `Transport` would do to every weight, for `tune_proposal`. ``renoises``: some steps
+    go up again.
     """
 
     models: tuple[DiffusionModel, ...]
@@ -116,6 +69,7 @@ class Steer:
     proposal: Proposal
     generated: bool = False
     effects: bool = False
+    renoises: bool = False
 
     def init(self, key: Array, num_particles: int) -> tuple[Particle, Array]:
         x = jax.vmap(self.initial.sample)(jax.random.split(key, num_particles))
@@ -147,15 +101,17 @@ class Steer:
 
     def step(self, key: Array, particles: Particle, step: ControlStep) -> tuple[Particle, Array, dict[str, Array]]:
         key_move, key_look = jax.random.split(key)
-        keys = jax.random.split(key_move, len(particles.x))
         proposals = jax.vmap(partial(self._proposal_kernel, step))(particles)
-        x = jax.lax.cond(
-            step.is_first, lambda: particles.x, lambda: jax.vmap(lambda key, law: law.sample(key))(keys, proposals)
+        stay = particles.x, jnp.zeros_like(particles.lookahead)
+        x_s, correction = jax.lax.cond(
+            step.is_first, lambda: stay, lambda: self._move(key_move, step, particles, proposals)
         )
+        x = self._renoise(jax.random.fold_in(key_move, 1), step, x_s) if self.renoises else x_s
         seen = self.look(key_look, x, step)
         arrived = particles._replace(x=x, seen=seen, log_reference=jax.vmap(partial(self._log_reference, step))(x))
         arrived = arrived._replace(lookahead=jax.vmap(partial(self._lookahead, step))(arrived))
-        increments, excess_increments = jax.vmap(partial(self._weigh, step))(particles, arrived, proposals)
+        increments, excess_increments = jax.vmap(partial(self._weigh, step))(particles, x_s, arrived, proposals)
+        increments = increments + correction
         tilts = jax.vmap(lambda particle: self._arrived(step, particle).tilt)(arrived)
         increments = jnp.where(step.is_first, tilts, increments)
         # A particle that nothing could follow has no weight any more.
@@ -187,6 +143,44 @@ class Steer:
 
     def position(self, particles: Particle) -> Array:
         return jax.vmap(self.models[0].transform.to_data)(particles.x)
+
+    def _move(self, key: Array, step: ControlStep, particles: Particle, proposals: Any) -> tuple[Array, Array]:
+        """Where the particles go, and what choosing it among candidates adds to their log-weights.
+
+        Of candidates x_1, ..., x_m from A with weights u_j, one that is drawn in proportion to them, weighed by their
+        mean, has what one alone has on average: the weight u_j of the one that was drawn counts elsewhere.
+        """
+        n, count = len(particles.x), getattr(self.proposal, "num_candidates", 1)
+        if count == 1:
+            x = jax.vmap(lambda key, law: law.sample(key))(jax.random.split(key, n), proposals)
+            return x, jnp.zeros_like(particles.lookahead)
+        key_draw, key_reward, key_choose = jax.random.split(key, 3)
+        x = jax.vmap(lambda keys, law: jax.vmap(law.sample)(keys))(jax.random.split(key_draw, (n, count)), proposals)
+
+        def ratios(left: Particle, x: Array, proposal: Kernel) -> Array:
+            return jax.vmap(lambda x_s: self._ratio(step, left, x_s, self._log_reference(step, x_s), proposal)[0])(x)
+
+        # What a reward says of a candidate has to do without the networks: they have seen where it comes from.
+        flat = x.reshape(-1, *x.shape[2:])
+        seen = jax.tree.map(lambda leaf: jnp.repeat(leaf, count, axis=0), particles.seen)
+        values = reward_values(
+            key_reward, self.models[0], self.rewards, seen.evaluations, flat, step, step.transition.s
+        )
+        tilts = jnp.where(step.strengths_s == 0, 0.0, step.strengths_s * values)
+        log_u = jax.vmap(ratios)(particles, x, proposals) + jnp.sum(tilts, axis=1).reshape(n, count)
+        chosen = jax.random.categorical(key_choose, log_u, axis=1)
+        own = jnp.take_along_axis(log_u, chosen[:, None], axis=1)[:, 0]
+        correction = jnp.where(own == -jnp.inf, -jnp.inf, log_mean_exp(log_u) - jnp.where(own == -jnp.inf, 0.0, own))
+        return jax.vmap(lambda x, j: x[j])(x, chosen), correction
+
+    def _renoise(self, key: Array, step: ControlStep, x_s: Array) -> Array:
+        """Up again by the noising kernel, where the step does that."""
+        keys = jax.random.split(key, len(x_s))
+        return jax.lax.cond(
+            step.is_renoised,
+            lambda: jax.vmap(lambda key, x: step.up.forward(x).sample(key).astype(x.dtype))(keys, x_s),
+            lambda: x_s,
+        )
 
     def _change_of_volume(self, x: Array, step: ControlStep) -> Array:
         """prod_i p_i^beta_i, per volume, in the user's coordinates y over that in the network's: |dy/dx|^(1 - bar)."""
@@ -277,36 +271,61 @@ class Steer:
         """The sum of exponents that A and B agree on: both ends count alike."""
         return 0.5 * (jnp.sum(step.exponents_s) + jnp.sum(step.exponents_t))
 
-    def _weigh(self, step: ControlStep, left: Particle, arrived: Particle, proposal: Kernel) -> tuple[Array, Array]:
+    def _weigh(
+        self, step: ControlStep, left: Particle, x_s: Array, arrived: Particle, proposal: Kernel
+    ) -> tuple[Array, Array]:
         """Log-weight of the step, and the increments of every model's log-density relative to the reference."""
-        transition, x_t, x_s = step.transition, left.x, arrived.x
+        transition = step.transition
         at_t, at_s = self._left(step, left), self._arrived(step, arrived)
-
-        def increments(estimator: str | None) -> Array:
-            pairs = zip(self.models, left.seen.evaluations, strict=True)
-            return jnp.stack(
-                [ESTIMATORS[get_estimator(estimator, model)](model, transition, x_s, x_t, e) for model, e in pairs]
-            )
-
-        excess_increments = increments(None)
+        ratio, excess_increments = self._ratio(step, left, x_s, arrived.log_reference, proposal)
         if hasattr(self.proposal, "log_increment"):
             return self.proposal.log_increment(transition, at_t, at_s), excess_increments
+        if self.renoises:
+            back, excess_back = self._ratio_back(step, x_s, arrived)
+            ratio = ratio - jnp.where(step.is_renoised, back, 0.0)
+            excess_increments = excess_increments - jnp.where(step.is_renoised, excess_back, 0.0)
+        else:
+            auxiliary = self.proposal.forward(transition, at_s, self._bar(step))
+            ratio = ratio + log_ratio(auxiliary, transition.forward(x_s), left.x)
+        # A reward of -inf at t has left the particle without weight, and nothing later gives it any.
+        tilt = jnp.where(at_t.tilt == -jnp.inf, -jnp.inf, at_s.tilt - at_t.tilt)
+        return ratio + tilt, excess_increments
+
+    def _increments(self, transition: Any, seen: Seen, x_s: Array, x_t: Array, estimator: str | None) -> Array:
+        """e_i of every model, (m,)."""
+        pairs = zip(self.models, seen.evaluations, strict=True)
+        return jnp.stack(
+            [ESTIMATORS[get_estimator(estimator, model)](model, transition, x_s, x_t, e) for model, e in pairs]
+        )
+
+    def _ratio_back(self, step: ControlStep, x_s: Array, arrived: Particle) -> tuple[Array, Array]:
+        """What the way back from where a particle was renoised to would weigh: the auxiliary kernel there is A."""
+        kernels = self._kernels(step.up, arrived)
+        exponents = step.exponents_s
+        proposal = self.proposal.reverse(step.up, self._arrived(step, arrived), jnp.sum(exponents), kernels)
+        excess = self._increments(step.up, arrived.seen, x_s, arrived.x, None)
+        weighed = self._increments(step.up, arrived.seen, x_s, arrived.x, "exact") if self.generated else excess
+        moves = log_ratio(proposal, step.up.reference_reverse(arrived.x), x_s)
+        impossible = moves == -jnp.inf  # A would not go there, so that its reversal does not come from there
+        return jnp.where(
+            impossible, jnp.inf, log_product(exponents, weighed) - jnp.where(impossible, 0.0, moves)
+        ), excess
+
+    def _ratio(
+        self, step: ControlStep, left: Particle, x_s: Array, log_reference_s: Array, proposal: Kernel
+    ) -> tuple[Array, Array]:
+        """What the models say of a step, over A as if B were F; and their increments."""
+        transition, x_t = step.transition, left.x
+        excess_increments = self._increments(transition, left.seen, x_s, x_t, None)
         bar_s, bar_t = jnp.sum(step.exponents_s), jnp.sum(step.exponents_t)
         change = step.exponents_s - step.exponents_t
         excess = left.excess_log_densities.value + excess_increments
-        weighed = increments("exact") if self.generated else excess_increments
+        weighed = self._increments(transition, left.seen, x_s, x_t, "exact") if self.generated else excess_increments
         # What was impossible already has no weight to be given back.
         excess = jnp.where((change < 0) & (excess == -jnp.inf), 0.0, excess)
         models = log_product(step.exponents_t, weighed) + log_product(change, excess)
-        references = (bar_t - 1) * (arrived.log_reference - left.log_reference) + (
-            bar_s - bar_t
-        ) * arrived.log_reference
-        moves = log_ratio(transition.reference_reverse(x_t), proposal, x_s) + log_ratio(
-            self.proposal.forward(transition, at_s, self._bar(step)), transition.forward(x_s), x_t
-        )
-        # A reward of -inf at t has left the particle without weight, and nothing later gives it any.
-        tilt = jnp.where(at_t.tilt == -jnp.inf, -jnp.inf, at_s.tilt - at_t.tilt)
-        return models + references + moves + tilt, excess_increments
+        references = (bar_t - 1) * (log_reference_s - left.log_reference) + (bar_s - bar_t) * log_reference_s
+        return models + references + log_ratio(transition.reference_reverse(x_t), proposal, x_s), excess_increments
 
 
 def initial_law(models: tuple[DiffusionModel, ...], top: Level, exponents: np.ndarray) -> Any:

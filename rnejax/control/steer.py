@@ -19,8 +19,10 @@ from ..processes.gaussian import drift_and_diffusion
 from ..smc import Resampling, diagnose, run
 from ..smc.faults import raise_on_fault
 from ..smc.weights import relative_error_of_mean
-from .problem import ControlStep, Particle, Steer, control_steps, initial_law
+from .problem import Particle, Steer, initial_law
 from .proposals import FeynmanKac, Proposal, get_proposal
+from .renoising import times_to_go_up_to
+from .steps import ControlStep, control_steps
 from .targets import Target, as_target
 from .token_proposals import get_token_proposal
 
@@ -72,6 +74,7 @@ def steer(
     proposal: str | tuple[float, float] | Proposal | None = None,
     num_groups: int | None = None,
     *,
+    renoise: Any = None,
     scheme: str = "systematic",
     every: int | None = None,
     window: tuple[float, float] | None = None,
@@ -95,6 +98,10 @@ def steer(
         :mod:`rnejax.control.proposals`. Of tokens ``locally_optimal`` (the default), ``base``, or an object; see
         :mod:`rnejax.control.token_proposals`.
       num_groups: independent runs at once, whose spread is the standard error.
+      renoise: how far a step goes up again by the noising kernel once it is down: a function of the time t it has come
+        to that returns a time t+ >= t (t for none), or :class:`rnejax.control.Remask`. The next step starts there, so
+        that what was decided can be decided anew, at no further evaluation; weights count the way up as well. For
+        constant exponents and proposals whose auxiliary kernel is the noising kernel.
       scheme: ``multinomial``, ``stratified``, ``systematic`` or ``residual``.
       every: resample every so many steps instead of by effective sample size.
       window: resample only in steps that begin at a time inside [low, high].
@@ -121,7 +128,7 @@ def steer(
         reward was at fault.
     """
     target = as_target(target)
-    problem, steps, times = prepare(key, target, times, proposal, warn)
+    problem, steps, times = prepare(key, target, times, proposal, warn, renoise)
     result = run(
         key,
         problem,
@@ -152,7 +159,7 @@ def steer(
 
 
 def prepare(
-    key: Array, target: Target, times: Any, proposal: Any, warn: bool = True
+    key: Array, target: Target, times: Any, proposal: Any, warn: bool = True, renoise: Any = None
 ) -> tuple[Steer, ControlStep, np.ndarray]:
     """The problem that :func:`smc.run <rnejax.smc.run>` solves, its steps, and the times checked.
 
@@ -165,7 +172,8 @@ def prepare(
         if warn:
             warn_of_signal(model, times)
     chosen = choose_proposal(process, proposal)
-    exponents, strengths = target.exponents_at(times), target.strengths_at(times)
+    tops = times_to_go_up_to(renoise, process, times)
+    exponents, strengths = target.exponents_at(tops), target.strengths_at(tops)
     check_exponents(exponents, times)
     check_proposal(target, chosen, exponents)
     rewards = tuple(reward.without_schedule() for reward in target.rewards)
@@ -180,10 +188,21 @@ def prepare(
         exponents=jnp.asarray(exponents[-1], jnp.result_type(float)),
         proposal=chosen,
         generated=target.is_generated_law,
+        renoises=bool((tops > times).any()),
     )
     evaluate_last = chosen.needs_auxiliary(exponents.sum(axis=1))
+    if problem.renoises and (evaluate_last or not follows_noising(chosen) or np.ptp(exponents, axis=0).any()):
+        raise ValueError(
+            "renoise needs exponents that are constant and an auxiliary kernel that is the noising kernel, such as "
+            "proposal=(1.0, 0.0) for numbers"
+        )
+    if getattr(chosen, "num_candidates", 1) > 1 and (evaluate_last or not follows_noising(chosen)):
+        raise ValueError(
+            "candidates are chosen before anything is known of what their auxiliary kernel would be: take a proposal "
+            "whose auxiliary kernel is the noising kernel, such as (1.0, 0.0) for numbers"
+        )
     check_last_time(process, times, evaluate_last)
-    return problem, control_steps(process, times, exponents, strengths, evaluate_last), times
+    return problem, control_steps(process, times, tops, exponents, strengths, evaluate_last), times
 
 
 def raise_failures(
@@ -339,7 +358,7 @@ def check_proposal(target: Target, proposal: Proposal, exponents: np.ndarray) ->
             f"{len(transport.log_snr)} times, which makes {transport.coefficients.shape[-1] - 1} models, but the "
             f"target has {len(target.models)}: a proposal is tuned for one target"
         )
-    if any(reward.exact for reward in target.rewards) and not getattr(proposal, "follows_noising", False):
+    if any(reward.exact for reward in target.rewards) and not follows_noising(proposal):
         raise ValueError(
             f"tilt(exact=True) needs the noising kernel as its auxiliary kernel, which {proposal} does not use: take "
             f"proposal='symmetric' or (c_a, 0), or tilt(..., exact=False). If forward() of your own proposal is the "
@@ -372,6 +391,11 @@ def choose_proposal(process: Process, proposal: Any) -> Proposal:
     if getattr(chosen, "is_discrete", process.is_discrete) != process.is_discrete:
         raise ValueError(f"{chosen} is no proposal for states of {type(process).__name__}")
     return chosen
+
+
+def follows_noising(proposal: Proposal) -> bool:
+    """Whether B is the noising kernel, as the proposal says itself."""
+    return bool(getattr(proposal, "follows_noising", False))
 
 
 def check_last_time(process: Process, times: np.ndarray, evaluate_last: bool) -> None:

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import check_count
 from ..kernels import Array, Kernel, log_product
 from .proposals import Local, Proposal, as_proposal
 
@@ -99,6 +100,39 @@ class Base:
     def forward(self, transition: Any, at_s: Local, exponent: Array) -> Kernel:
         kernel: Kernel = transition.forward(at_s.x)
         return kernel
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Candidates:
+    """Several draws from a proposal, of which the particle takes one in proportion to their weights.
+
+    For rewards that have no gradient: each candidate is given its reward, and the particle is weighed by the mean of
+    the candidates' weights, so that everything stays as exact as it was. It costs rewards, but no evaluations of the
+    network: what the models say is what they said where the step began. So of tokens a reward at ``x0`` knows what the
+    candidate has revealed; of numbers, take rewards at ``x``.
+
+    Attributes:
+      num_candidates: of every particle, in every step.
+      proposal: any whose auxiliary kernel is the noising kernel; default, the models' own kernels.
+
+    Source: nested sampling of proposals (Naesseth et al. 2015); of rewards in diffusion, Li et al. 2024 (SVDD), who
+    take the best and weigh nothing.
+
+    Raises:
+      ValueError: for fewer than one candidate.
+    """
+
+    num_candidates: int = 8
+    proposal: Any = Base()
+
+    def __post_init__(self) -> None:
+        check_count("num_candidates", self.num_candidates)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("num_candidates", "proposal"):  # not yet set, while it is copied
+            raise AttributeError(name)
+        return getattr(self.proposal, name)
 
 
 TOKEN_PROPOSALS: dict[str, Proposal] = {

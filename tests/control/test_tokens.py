@@ -62,12 +62,23 @@ def make(kind):
     return models, rj.time_grid(models[0].process, 4)
 
 
-@pytest.mark.parametrize("proposal", ["locally_optimal", "base"])
+PROPOSALS = {
+    "locally_optimal": "locally_optimal",
+    "base": "base",
+    "candidates": rj.control.Candidates(3),
+    "tilted_candidates": rj.control.Candidates(3, rj.control.TokenProposal(trust=0.1)),
+}
+
+
+# Candidates differ by what rewards say of them.
+CASES = [(name, each) for name in TARGETS for each in PROPOSALS if TARGETS[name][2] or "candidates" not in each]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(("name", "proposal"), CASES)
 def test_log_normalizer_and_particles_are_those_of_the_sum_over_all_paths(name, kind, proposal):
     """exp(log Z) is unbiased for what paths on this grid of four steps sum to, over 300 runs: |z| < 4. So are sums over
-    sequences with random coefficients, ten of them: |z| < 5, of 660 in all that this test looks at.
+    sequences with random coefficients, ten of them: |z| < 5, of some thousand in all that this test looks at.
     """
     build, exponents, tilted = TARGETS[name]
     models, times = make(kind)
@@ -77,7 +88,7 @@ def test_log_normalizer_and_particles_are_those_of_the_sum_over_all_paths(name, 
     expected = expected + (log_reward(FIRST.sequences) if tilted else 0.0)
     log_z = np.logaddexp.reduce(expected)
     key = jax.random.key(zlib.crc32(f"{name} {kind} {proposal}".encode()))
-    result = rj.steer(key, build(*models), times, 16, 0.7, proposal, num_groups=300, **QUIET)
+    result = rj.steer(key, build(*models), times, 16, 0.7, PROPOSALS[proposal], num_groups=300, **QUIET)
     log_normalizer = np.asarray(result.log_normalizer, np.float64) - log_z
     z = np.exp(log_normalizer)
     error = z.std(ddof=1) / np.sqrt(len(z))
@@ -208,6 +219,91 @@ def test_total_variation_of_weighted_particles_to_the_exact_target():
     effective = weights.sum() ** 2 / (weights**2).sum() / 4096
     found = total_variation(FIRST, target, result.particles, result.log_weights)
     assert found < (np.mean(floors) + 4 * np.std(floors)) / np.sqrt(effective)
+
+
+def independent(seed, spread):
+    """A law of tokens that know nothing of each other: the factorised kernel is exact for it, on any grid."""
+    logits = spread * np.random.default_rng(seed).normal(size=(4, 3))
+    logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    return World(3, 4, logits[np.arange(4), FIRST.sequences].sum(axis=1))
+
+
+@pytest.mark.parametrize("kind", ["masked", "uniform"])
+@pytest.mark.parametrize(
+    ("name", "proposal"),
+    [(name, "locally_optimal") for name in TARGETS if name != "schedule"]
+    + [(name, "candidates") for name in TARGETS if TARGETS[name][2]],
+)
+def test_going_up_again_changes_nothing_but_the_path(name, kind, proposal):
+    """For tokens that are independent log Z and the law are the target's on any grid, so also on one whose steps go up
+    again; exp(log Z) and ten sums over sequences, unbiased over 200 runs.
+    """
+    build, exponents, tilted = TARGETS[name]
+    worlds = independent(0, 0.6), independent(1, 0.4)
+    models = [KINDS[kind](world) for world in worlds]
+    process = models[0].process
+    ends = worlds if kind == "masked" else [world.marginal(0.99) for world in worlds]
+    expected = sum(beta * world.log_probs for beta, world in zip(exponents, ends, strict=False))
+    expected = expected + (log_reward(FIRST.sequences) if tilted else 0.0)
+    log_z = np.logaddexp.reduce(expected)
+    renoise = rj.control.Remask(0.3) if kind == "masked" else (lambda t: min(1.0, 1.4 * t))
+    key = jax.random.key(zlib.crc32(f"again {name} {kind} {proposal}".encode()))
+    times = rj.time_grid(process, 6)
+    options = {"num_groups": 200, "renoise": renoise, **QUIET}
+    result = rj.steer(key, build(*models), times, 16, 0.7, PROPOSALS[proposal], **options)
+    log_normalizer = np.asarray(result.log_normalizer, np.float64) - log_z
+    z = np.exp(log_normalizer)
+    assert abs(z.mean() - 1) < 4 * z.std(ddof=1) / np.sqrt(len(z)) + 1e-5
+    weights = np.exp(np.asarray(result.log_weights, np.float64) + log_normalizer[:, None]) / 16
+    directions = np.random.default_rng(0).normal(size=(81, 10))
+    found = np.einsum("gn,gnk->gk", weights, directions[FIRST.index(result.particles)])
+    errors = found.std(axis=0, ddof=1) / np.sqrt(len(found))
+    assert np.all(np.abs(found.mean(axis=0) - np.exp(expected - log_z) @ directions) < 5 * errors + 1e-5)
+    # Along the path, too, every particle has the density that each model gives it.
+    if kind == "masked":
+        exact = np.stack([world.log_prob(np.asarray(result.particles).reshape(-1, 4)) for world in worlds], axis=1)
+        found = np.asarray(result.log_densities).reshape(-1, len(exponents))
+        np.testing.assert_allclose(found, exact[:, : len(exponents)], atol=1e-4)
+
+
+def test_remasking_lets_a_token_be_decided_anew():
+    """Without it, a token that is there stays; with it, some change between two steps, and none in the last."""
+    model = FIRST.masked()
+    times = rj.time_grid(model.process, 8)
+    changed = {}
+    for name, renoise in (("never", None), ("early", rj.control.Remask(0.5, window=(0.3, 1.0)))):
+        result = rj.steer(KEY, model, times, 200, 0.0, save=("particles",), renoise=renoise, **QUIET)
+        path = np.asarray(result.info.saved["particles"])
+        changed[name] = ((path[:-1] < 3) & (path[1:] != path[:-1])).any(axis=(1, 2))
+    assert not changed["never"].any()
+    assert changed["early"][1:4].all()
+    assert not changed["early"][-2:].any()
+
+
+@pytest.mark.parametrize(
+    ("renoise", "message"),
+    [
+        (lambda t: t - 0.1, "must lead from t = 0.25 to a time between that and the last"),
+        (lambda t: 2.0, "must lead from t = 0.25"),
+        (0.3, "a function of time, or Remask"),
+    ],
+)
+def test_renoising_to_impossible_times_is_refused(renoise, message):
+    model = FIRST.masked()
+    with pytest.raises(ValueError, match=message):
+        rj.steer(KEY, model, rj.time_grid(model.process, 4), 8, renoise=renoise)
+
+
+def test_what_cannot_be_renoised_is_refused():
+    one_by_one, masked = FIRST.one_by_one(), FIRST.masked()
+    with pytest.raises(ValueError, match="Remask is for masked tokens"):
+        rj.steer(KEY, one_by_one, rj.time_grid(one_by_one.process, 4), 8, renoise=rj.control.Remask(0.1))
+    with pytest.raises(ValueError, match="exponents that are constant"):
+        rj.steer(
+            KEY, rj.temper(masked, lambda t: 2 - t), rj.time_grid(masked.process, 4), 8, renoise=rj.control.Remask(0.1)
+        )
+    with pytest.raises(ValueError, match="at least 0 and less than 1"):
+        rj.control.Remask(1.0)
 
 
 @pytest.mark.parametrize(
