@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import World, total_variation
 
 import rnejax as rj
+from rnejax.systems.token_law import TokenLaw
 
 KEY = jax.random.key(0)
-WORLD = World.random(0, 4, 4)
+WORLD = TokenLaw.random(0, 4, 4)
 X = WORLD.sequences
 
 
@@ -22,7 +22,7 @@ def test_one_token_per_step_the_density_is_exact_on_every_path():
     density = rj.log_density(KEY, model, X, times, num_paths=3, progress=False)
     np.testing.assert_allclose(density.per_path, np.repeat(WORLD.log_probs[:, None], 3, axis=1), atol=1e-5)
     np.testing.assert_allclose(density.log_density, WORLD.log_probs, atol=1e-5)
-    assert total_variation(WORLD, WORLD.log_probs, samples.x) < 0.5 * np.sqrt(256 / 2000)
+    assert WORLD.total_variation(WORLD.log_probs, samples.x) < 0.5 * np.sqrt(256 / 2000)
 
 
 @pytest.mark.parametrize("family", ["masked", "uniform"])
@@ -39,7 +39,7 @@ def test_with_more_steps_the_density_on_a_path_and_the_law_of_samples_come_close
 
 def test_given_points_have_the_density_of_the_generated_law_without_bias():
     """exp of it, averaged over noisings, is the law that five steps generate: |z| < 4.5 for every sequence."""
-    world = World.random(1, 3, 3)
+    world = TokenLaw.random(1, 3, 3)
     model = world.masked()
     times = rj.time_grid(model.process, 5)
     num, draws = 2000, 50_000
@@ -69,7 +69,7 @@ def test_the_density_of_partly_masked_states_is_that_of_the_noised_law():
 
 def test_sequences_that_a_model_excludes_have_log_density_minus_infinity():
     some = np.where(X[:, 1] != 2, WORLD.log_probs, -np.inf)
-    world = World(4, 4, some - np.logaddexp.reduce(some))
+    world = TokenLaw(4, 4, some - np.logaddexp.reduce(some))
 
     def fn(x, t):  # an answer for states that are impossible, too
         logits = world.conditional(x)

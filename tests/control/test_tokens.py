@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import World, end_law, total_variation
 
 import rnejax as rj
+from rnejax.systems.token_law import TokenLaw, path_sum
 
 KEY = jax.random.key(0)
 QUIET = {"warn": False, "progress": False}
-FIRST, SECOND = World.random(0, 3, 4), World.random(1, 3, 4, spread=1.0)
-KINDS = {"one_by_one": World.one_by_one, "masked": World.masked, "uniform": World.uniform}
+FIRST, SECOND = TokenLaw.random(0, 3, 4), TokenLaw.random(1, 3, 4, spread=1.0)
+KINDS = {"one_by_one": TokenLaw.one_by_one, "masked": TokenLaw.masked, "uniform": TokenLaw.uniform}
 BONUS = np.asarray([0.7, -0.4, 0.2])
 
 
@@ -57,7 +57,7 @@ TARGETS = {
 def make(kind):
     # K / F of uniform tokens has a heavy tail on a grid of four steps, the less so the flatter the laws are: means of
     # 300 runs are normal for flat ones only.
-    worlds = (World.random(0, 3, 4, 0.5), World.random(1, 3, 4, 0.3)) if kind == "uniform" else (FIRST, SECOND)
+    worlds = (TokenLaw.random(0, 3, 4, 0.5), TokenLaw.random(1, 3, 4, 0.3)) if kind == "uniform" else (FIRST, SECOND)
     models = [KINDS[kind](world) for world in worlds]
     return models, rj.time_grid(models[0].process, 4)
 
@@ -84,7 +84,7 @@ def test_log_normalizer_and_particles_are_those_of_the_sum_over_all_paths(name, 
     models, times = make(kind)
     if exponents is None:
         exponents = (2.0 - 0.2 * times[0],)
-    expected = end_law(models[: len(exponents)], exponents, times)
+    expected = path_sum(models[: len(exponents)], exponents, times)
     expected = expected + (log_reward(FIRST.sequences) if tilted else 0.0)
     log_z = np.logaddexp.reduce(expected)
     key = jax.random.key(zlib.crc32(f"{name} {kind} {proposal}".encode()))
@@ -106,7 +106,7 @@ def test_one_token_per_step_has_the_target_itself(name):
     """No step is too long where the reverse kernel is exact: what paths sum to is prod_i p_i^{beta_i}."""
     _, exponents, _ = TARGETS[name]
     models, times = make("one_by_one")
-    found = end_law(models[: len(exponents)], exponents, times)
+    found = path_sum(models[: len(exponents)], exponents, times)
     wanted = sum(beta * world.log_probs for beta, world in zip(exponents, (FIRST, SECOND), strict=False))
     if len(exponents) == 1 and exponents[0] == 1:
         np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -120,14 +120,14 @@ def test_one_token_per_step_has_the_target_itself(name):
 @pytest.mark.parametrize("kind", ["masked", "uniform"])
 def test_errors_fall_like_one_over_the_number_of_steps(kind, exponents):
     """Of log Z and of the total variation to the target: between 3 and 5.5 times less for four times the steps."""
-    worlds = [World.random(seed, 3, 3, spread=0.7) for seed in (0, 1)][: len(exponents)]
+    worlds = [TokenLaw.random(seed, 3, 3, spread=0.7) for seed in (0, 1)][: len(exponents)]
     models = [KINDS[kind](world) for world in worlds]
     process = models[0].process
     ends = worlds if kind == "masked" else [world.marginal(float(process.alpha(process.t_min))) for world in worlds]
     target = sum(beta * world.log_probs for beta, world in zip(exponents, ends, strict=True))
     errors, distances = [], []
     for num_steps in (32, 128):
-        found = end_law(models, exponents, rj.time_grid(process, num_steps))
+        found = path_sum(models, exponents, rj.time_grid(process, num_steps))
         errors.append(abs(np.logaddexp.reduce(found) - np.logaddexp.reduce(target)))
         shares = [np.exp(each - np.logaddexp.reduce(each)) for each in (found, target)]
         distances.append(0.5 * np.abs(shares[0] - shares[1]).sum())
@@ -157,7 +157,7 @@ def test_resampling_comes_before_proposing():
         def lookahead(self, transition, at_t, kernels):
             return jnp.zeros(())
 
-    model = World.random(2, 3, 6, spread=2.0).masked()
+    model = TokenLaw.random(2, 3, 6, spread=2.0).masked()
     times = rj.time_grid(model.process, 30)
     target = rj.temper(model, 3.0)
     spread = {}
@@ -178,7 +178,7 @@ class FollowTheFirst(rj.control.Base):
 def test_particles_that_become_impossible_weigh_nothing_and_the_run_goes_on():
     """A product with a model that gives no probability to two thirds of the sequences."""
     some = np.where(FIRST.sequences[:, 0] == 0, FIRST.log_probs, -np.inf)
-    forbidding = World(3, 4, some - np.logaddexp.reduce(some))
+    forbidding = TokenLaw(3, 4, some - np.logaddexp.reduce(some))
     model, other = FIRST.one_by_one(), forbidding.one_by_one()
     times = rj.time_grid(model.process, 4)
     target = rj.product([model, other])
@@ -217,7 +217,7 @@ def test_total_variation_of_weighted_particles_to_the_exact_target():
     floors = [0.5 * np.abs(np.bincount(row, minlength=81) / 4096 - probabilities).sum() for row in draws]
     weights = np.exp(np.asarray(result.log_weights))
     effective = weights.sum() ** 2 / (weights**2).sum() / 4096
-    found = total_variation(FIRST, target, result.particles, result.log_weights)
+    found = FIRST.total_variation(target, result.particles, result.log_weights)
     assert found < (np.mean(floors) + 4 * np.std(floors)) / np.sqrt(effective)
 
 
@@ -225,7 +225,7 @@ def independent(seed, spread):
     """A law of tokens that know nothing of each other: the factorised kernel is exact for it, on any grid."""
     logits = spread * np.random.default_rng(seed).normal(size=(4, 3))
     logits -= np.logaddexp.reduce(logits, axis=1, keepdims=True)
-    return World(3, 4, logits[np.arange(4), FIRST.sequences].sum(axis=1))
+    return TokenLaw(3, 4, logits[np.arange(4), FIRST.sequences].sum(axis=1))
 
 
 @pytest.mark.parametrize("kind", ["masked", "uniform"])

@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from enumeration import World
 
 import rnejax as rj
+from rnejax.systems.token_law import TokenLaw
 from rnejax.training import likelihood_bound, token_bound_loss, token_loss
 from rnejax.training.tokens import _ends, time_at_loss
 
 KEY = jax.random.key(0)
-WORLD = World.random(0, 3, 4)
+WORLD = TokenLaw.random(0, 3, 4)
 X = jnp.asarray(WORLD.sequences)
 
 

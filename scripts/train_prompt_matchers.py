@@ -1,0 +1,231 @@
+"""Make the two networks that score digits of tokens against prompts, which rnejax ships, and their model cards.
+
+    python scripts/train_prompt_matchers.py [reward] [judge] [--output rnejax/checkpoints]
+
+Both are classifiers with 16 outputs, for ten digits, three widths and three slants, and learn the sum of the three
+cross entropies. The reward learns from the first half of the training images, the judge from the second, with another
+architecture and another seed. Both see ink from 0 (paper) to 1, and pictures that are warped and shifted without a
+change of their words; the reward also sees pictures that are only partly known, because that is what the expected ink
+of predicted tokens looks like.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.ndimage import affine_transform
+
+from rnejax.networks import build, functional, num_weights, save_network
+from rnejax.systems import digit_tokens, digits
+from rnejax.training import fit, make_optimizer
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "reward": {
+        "network": "strided_classifier",
+        "arguments": {"num_classes": 16, "channels": [32, 64, 128]},
+        "half": 0,
+        "seed": 11,
+        "soft": True,
+        "drawn": 0.25,
+        "warps": 15,
+        "num_steps": 4000,
+    },
+    "judge": {
+        "network": "pooled_classifier",
+        "arguments": {"num_classes": 16, "channels": [16, 32], "hidden": 64},
+        "half": 1,
+        "seed": 12,
+        "soft": False,
+        "drawn": 0.0,
+        "warps": 15,
+        "num_steps": 3000,
+    },
+}
+SHIFT = 2
+"""Pixels."""
+
+
+class Pictures(NamedTuple):
+    """Ink, shape (n, variants, 28, 28, 1), bool; conditions, shape (n, 3), which all variants of a picture share."""
+
+    ink: np.ndarray
+    conditions: np.ndarray
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="which ones; default, both")
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "rnejax" / "checkpoints")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in RECIPES]
+    if unknown:
+        parser.error(f"there is no matcher {unknown[0]!r}: there are {', '.join(RECIPES)}")
+    for name in options.names or RECIPES:
+        train(name, RECIPES[name], options.output)
+
+
+def train(name: str, recipe: dict[str, Any], output: Path, batch_size: int = 64) -> dict[str, Any]:
+    started, num_steps = time.perf_counter(), recipe["num_steps"]
+    init_key, fit_key = jax.random.split(jax.random.key(recipe["seed"]))
+    apply, params = functional(build(recipe["network"], init_key, **recipe["arguments"]))
+    data = pictures(recipe["half"], recipe["warps"], recipe["seed"])
+
+    def loss(key: jax.Array, params: Any, batch: Pictures) -> jax.Array:
+        keys = jax.random.split(key, len(batch.conditions))
+        ink = jax.vmap(lambda key, variants: augment(key, variants, recipe["soft"], recipe["drawn"]))(keys, batch.ink)
+        return -said(digit_tokens.Matcher(apply, params)(ink), batch.conditions).sum(0)
+
+    def evaluate(weights: Any) -> dict[str, float]:
+        found = score(digit_tokens.Matcher(apply, weights), "validation")
+        return {part: found[part]["accuracy"] for part in ENTRIES}
+
+    result = fit(
+        fit_key,
+        loss,
+        params,
+        data,
+        make_optimizer(2e-3, num_steps=num_steps, warmup_steps=min(100, num_steps // 2)),
+        num_steps=num_steps,
+        batch_size=batch_size,
+        ema_decay=0.99,
+        evaluate=evaluate,
+        report_every=500,
+        save_every=500,
+        on_report=lambda report: print(name, report, flush=True),
+    )
+    seconds = time.perf_counter() - started
+    matcher = digit_tokens.Matcher(apply, result.average)
+    scores: dict[str, Any] = {split: score(matcher, split) for split in ("validation", "test")}
+    if recipe["soft"]:
+        scores["partly_known"] = partly_known(matcher)
+    command = f"python scripts/train_prompt_matchers.py {name}"
+    made = {"command": command, "batch_size": batch_size, "seconds": round(seconds)}
+    path = output / f"digit_tokens_{name}.safetensors"
+    save_network(
+        path, recipe["network"], recipe["arguments"], result.average, {"training": recipe | made, "scores": scores}
+    )
+    path.with_suffix(".md").write_text(card(name, recipe, made, scores, num_weights(result.average)))
+    print(f"{name}: {scores}, {path.stat().st_size} bytes in {path}")
+    return scores
+
+
+# What they see
+
+
+def pictures(half: int, warps: int, seed: int) -> Pictures:
+    """Half of the training images, binary, each with versions of itself that the same words fit."""
+    everything = digits.load("train")
+    middle = len(everything.labels) // 2
+    half_of_them = slice(middle) if half == 0 else slice(middle, None)
+    images, labels = everything.images[half_of_them], everything.labels[half_of_them]
+    conditions = digit_tokens.classify(images, labels)
+    rng = np.random.default_rng(seed)
+    variants = [digit_tokens.binarise(images)]
+    for _ in range(warps):
+        warped = np.stack([warp(rng, image[..., 0]) for image in images])[..., None]
+        # Slant and width are measured again: a version of which other words hold gives way to the image itself.
+        same = (digit_tokens.classify(warped, labels) == conditions).all(1)
+        variants.append(np.where(same[:, None, None, None], warped, variants[0]))
+    return Pictures(np.stack(variants, axis=1), conditions)
+
+
+def warp(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Turned and sheared by up to 0.2, scaled by up to 10 % each way, then cut at a grey level from 80 to 176."""
+    turn, shear = rng.uniform(-0.2, 0.2, 2)
+    down, right = rng.uniform(0.9, 1.1, 2)
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    matrix = rotation @ np.array([[down, 0.0], [shear, right]])
+    centre = (np.array(image.shape) - 1) / 2
+    grey = affine_transform(image.astype(float), matrix, centre - matrix @ centre, order=1)
+    return grey >= rng.uniform(80, 176)
+
+
+def augment(key: jax.Array, variants: jax.Array, soft: bool, drawn: float) -> jax.Array:
+    """One version of a picture, shifted by whole pixels (as far as no ink is lost), which changes no word; softened."""
+    which_key, shift_key, soft_key = jax.random.split(key, 3)
+    ink = variants[jax.random.randint(which_key, (), 0, len(variants))][..., 0]
+    shifts = []
+    for axis, number in enumerate(jax.random.randint(shift_key, (2,), -SHIFT, SHIFT + 1)):
+        occupied = jnp.any(ink, axis=1 - axis)
+        before, after = jnp.argmax(occupied), jnp.argmax(occupied[::-1])
+        shifts.append(jnp.clip(number, -before, after))
+    ink = jnp.roll(ink, jnp.stack(shifts), axis=(0, 1)).astype(jnp.float32)
+    return (soften(soft_key, ink, drawn) if soft else ink)[..., None]
+
+
+def soften(key: jax.Array, ink: jax.Array, drawn: float) -> jax.Array:
+    """Half of the pictures: a random share of their patches is not known, but guessed.
+
+    A guess is between what shows where nothing is known (the mean ink of the training images) and the picture itself,
+    blurred by 0.5 to 3 pixels. Some of the guesses are drawn: each pixel is ink with the probability that was guessed,
+    as in completions of tokens that know nothing of each other.
+    """
+    whether_key, share_key, patch_key, blur_key, mix_key, drawn_key, draw_key = jax.random.split(key, 7)
+    share = jax.random.uniform(share_key, maxval=1.1)
+    unknown = jax.random.bernoulli(patch_key, jnp.minimum(share, 1.0), digit_tokens.GRID)
+    unknown = jnp.repeat(jnp.repeat(unknown, digit_tokens.PATCH, axis=0), digit_tokens.PATCH, axis=1)
+    width = jax.random.uniform(blur_key, minval=0.5, maxval=3.0)
+    places = jnp.arange(len(ink))
+    kernel = jnp.exp(-0.5 * jnp.square((places[:, None] - places) / width))
+    kernel = kernel / jnp.sum(jnp.exp(-0.5 * jnp.square(jnp.arange(-28, 29) / width)))
+    mix = jnp.clip(jax.random.uniform(mix_key, minval=-0.5, maxval=1.5), 0.0, 1.0)
+    guess = mix * digit_tokens.mean_ink()[..., 0] + (1 - mix) * kernel @ ink @ kernel.T
+    drawn_guess = jax.random.bernoulli(draw_key, guess).astype(guess.dtype)
+    guess = jnp.where(jax.random.bernoulli(drawn_key, drawn), drawn_guess, guess)
+    return jnp.where(jax.random.bernoulli(whether_key) & unknown, guess, ink)
+
+
+# What they know
+
+ENTRIES = ("digit", "width", "slant")
+
+
+def said(found: digit_tokens.LogProbs, conditions: jax.Array) -> jax.Array:
+    """Log-probabilities of the right options, shape (3, n)."""
+    parts = [jnp.take_along_axis(part, conditions[:, i, None], axis=1)[:, 0] for i, part in enumerate(found)]
+    return jnp.stack(parts)
+
+
+def score(matcher: Callable[[jax.Array], Any], split: str) -> dict[str, Any]:
+    """Accuracy of each part with its standard error, and which share of the errors is by two classes."""
+    data = digit_tokens.load(split)
+    found = jax.jit(matcher)(digit_tokens.ink_of(data.tokens))
+    scores: dict[str, Any] = {}
+    right = np.ones(len(data.tokens), bool)
+    for i, (entry, part) in enumerate(zip(ENTRIES, found, strict=True)):
+        distance = np.abs(np.argmax(np.asarray(part), axis=1) - data.conditions[:, i])
+        scores[entry] = with_error(distance == 0)
+        if entry != "digit":
+            scores[entry]["opposite"] = float((distance == 2).sum() / max(1, (distance > 0).sum()))
+        right &= distance == 0
+    return scores | {"all three": with_error(right)}
+
+
+def with_error(right: np.ndarray) -> dict[str, Any]:
+    accuracy = float(right.mean())
+    return {"accuracy": accuracy, "standard_error": float(np.sqrt(accuracy * (1 - accuracy) / len(right)))}
+
+
+def partly_known(matcher: Callable[[jax.Array], Any]) -> list[dict[str, float]]:
+    """On validation images with MASK in a random share of their patches: mean log p of each part, in nats."""
+    data = digit_tokens.load("validation")
+    rng = np.random.default_rng(0)
+    rows = []
+    for share in (0.0, 0.25, 0.5, 0.75, 0.9, 1.0):
+        tokens = np.where(rng.random(data.tokens.shape) < share, digit_tokens.MASK, data.tokens)
+        log_probs = said(jax.jit(matcher)(digit_tokens.ink_of(tokens)), jnp.asarray(data.conditions)).mean(1)
+        rows.append({"masked": share} | dict(zip(ENTRIES, log_probs.tolist(), strict=True)))
+    return rows
+
+
+def card(name: str, recipe: dict[str, Any], made: dict[str, Any], scores: dict[str, Any], size: int) -> str:
+    return ""
+
+
+if __name__ == "__main__":
+    main()
