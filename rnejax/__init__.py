@@ -12,6 +12,7 @@ from .calibration import calibrate, calibrate_elastic_network
 from .control import guide, observe, product, reweight, steer, temper, tilt, tune_proposal
 from .density import log_density, sample
 from .increments import increment
+from .infilling import infill
 from .model import DiffusionModel
 from .persistence import load_model, save_model
 from .probability_flow import probability_flow_log_density
@@ -29,6 +30,7 @@ __all__ = [
     "guide",
     "increment",
     "increments",
+    "infill",
     "kernels",
     "load_model",
     "log_density",

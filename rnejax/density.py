@@ -25,6 +25,7 @@ import numpy as np
 
 from .checks import check_count, is_traced
 from .increments import ESTIMATORS, get_estimator, transitions
+from .infilling import Template, check_grid
 from .kernels import Array, FullSpace, log_ratio
 from .model import DiffusionModel
 from .processes import Level, Process, TokenProcess, Transition
@@ -165,6 +166,11 @@ def log_density(
     times = check_times(model, times)
     x = check_points(model, x, times)
     num_paths = check_count("num_paths", num_paths)
+    if isinstance(model._own_prior, Template):
+        raise ValueError(
+            "log_density noises all tokens, and those of a template are given: log p(blanks | given) is the difference "
+            "of the log-densities of two sequences of the model without it, or what sample says of its own"
+        )
     warn_of_signal(model, times)
     states = jnp.repeat(jax.vmap(model.transform.to_model)(x), num_paths, axis=0)
     bottom, top = model.process.level(times[0]), model.process.level(times[-1])
@@ -293,6 +299,7 @@ def check_times(model: DiffusionModel, times: Any) -> np.ndarray:
         raise ValueError(
             f"at t = {times[-1]:g} alpha = 0 and the drift that euler freezes is infinite: end the grid earlier"
         )
+    check_grid(model, times)
     between = np.flatnonzero(times != np.round(times)) if model.noise_level == "index" else np.zeros(0, int)
     if between.size:
         raise ValueError(

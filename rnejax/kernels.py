@@ -36,6 +36,13 @@ def log_ratio(numerator: Kernel, denominator: Kernel, x: Array) -> Array:
     """log p(x) - log q(x), without cancellation where both are of one family."""
     if type(numerator) is type(denominator) and hasattr(numerator, "log_ratio"):
         return numerator.log_ratio(denominator, x)
+    # Laws of some coordinates only, that say themselves what their ratio to a law of all of them means.
+    if hasattr(numerator, "relative_to"):
+        ratio: Array = numerator.relative_to(denominator, x)
+        return ratio
+    if hasattr(denominator, "relative_to"):
+        inverse: Array = denominator.relative_to(numerator, x)
+        return -inverse
     return numerator.log_prob(x) - denominator.log_prob(x)
 
 

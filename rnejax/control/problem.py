@@ -25,6 +25,7 @@ import numpy as np
 
 from ..density import prior_excess
 from ..increments import ESTIMATORS, get_estimator
+from ..infilling import common_template
 from ..kernels import Array, Gaussian, Kernel, log_product, log_ratio
 from ..model import DiffusionModel
 from ..processes import Level, Process
@@ -337,7 +338,8 @@ def initial_law(models: tuple[DiffusionModel, ...], top: Level, exponents: np.nd
     """
     process, shape = models[0].process, models[0].shape
     if process.keeps_reference:
-        return process.reference_at(top, shape)
+        template = common_template(models)
+        return process.reference_at(top, shape) if template is None else template
     priors = [model.prior_at(top) for model in models]
     if len(priors) == 1 and isinstance(priors[0], Gaussian) and exponents[0] > 0:
         return priors[0].scale_covariance(jnp.asarray(1 / exponents[0], jnp.result_type(float)))

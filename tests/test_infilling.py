@@ -1,0 +1,106 @@
+"""Filling in blanks, against conditionals by counting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import rnejax as rj
+from rnejax.systems.token_law import TokenLaw
+
+KEY = jax.random.key(0)
+LAW = TokenLaw.random(0, 3, 5)
+MASK = 3
+TEMPLATE = np.asarray([MASK, 1, MASK, 0, MASK])
+FITS = np.all((TEMPLATE == MASK) | (LAW.sequences == TEMPLATE), axis=1)
+QUIET = {"progress": False}
+
+
+def conditional(exponent=1.0):
+    """log of p(x)^exponent among the sequences that fit, unnormalised; -inf elsewhere. And log p(given)."""
+    given = np.logaddexp.reduce(LAW.log_probs[FITS])
+    return np.where(FITS, exponent * (LAW.log_probs - given), -np.inf)
+
+
+def test_one_token_per_step_blanks_have_their_conditional_law_and_density():
+    model = rj.infill(LAW.one_by_one(), TEMPLATE)
+    times = rj.time_grid(model.process, 3, t_max=3)
+    samples = rj.sample(KEY, model, times, 4000, **QUIET)
+    x = np.asarray(samples.x)
+    assert np.all(x[:, [1, 3]] == [1, 0])
+    np.testing.assert_allclose(samples.log_density, conditional()[LAW.index(x)], atol=1e-5)
+    assert LAW.total_variation(conditional(), x) < np.sqrt(27 / 4000)
+
+
+@pytest.mark.parametrize("proposal", ["locally_optimal", "base"])
+def test_steering_what_is_filled_in_has_the_normaliser_of_the_blanks(proposal):
+    """sum over blanks of p(blanks | given)^2, unbiased over 300 runs."""
+    model = rj.infill(LAW.one_by_one(), TEMPLATE)
+    times = rj.time_grid(model.process, 3, t_max=3)
+    target = rj.temper(model, 2.0)
+    result = rj.steer(KEY, target, times, 16, proposal=proposal, num_groups=300, warn=False, **QUIET)
+    z = np.exp(np.asarray(result.log_normalizer, np.float64) - np.logaddexp.reduce(conditional(2.0)))
+    assert abs(z.mean() - 1) < 4 * z.std(ddof=1) / np.sqrt(300) + 1e-5
+    weights = result.log_weights + result.log_normalizer[:, None]
+    assert LAW.total_variation(conditional(2.0), result.particles, weights) < np.sqrt(27 / 4800)
+    found = np.asarray(result.log_densities)[..., 0]
+    np.testing.assert_allclose(found, conditional()[LAW.index(result.particles)], atol=1e-5)
+
+
+def test_many_tokens_per_step_come_closer_with_the_number_of_steps():
+    model = rj.infill(LAW.masked(), TEMPLATE)
+    distances = [
+        LAW.total_variation(conditional(), rj.sample(KEY, model, rj.time_grid(model.process, n), 20_000, **QUIET).x)
+        for n in (1, 64)
+    ]
+    assert distances[1] < 0.5 * distances[0]
+
+
+def test_another_template_recompiles_nothing():
+    model = LAW.one_by_one()
+    times = rj.time_grid(model.process, 3, t_max=3)
+    traces = []
+
+    def fn(x, t):
+        traces.append(1)
+        return LAW.conditional(x)
+
+    model = rj.DiffusionModel(model.process, fn)
+    first, second = (rj.infill(model, template) for template in (TEMPLATE, np.asarray([0, MASK, MASK, MASK, 2])))
+    rj.sample(KEY, first, times, 4, **QUIET)
+    before = len(traces)
+    rj.sample(KEY, second, times, 4, **QUIET)
+    assert len(traces) == before
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rj.infill(LAW.uniform(), TEMPLATE), "only masked tokens can be filled in"),
+        (lambda: rj.infill(LAW.masked(), np.zeros(5, int)), "template has no blank"),
+        (lambda: rj.infill(LAW.masked(), TEMPLATE[None]), "must be one sequence of shape"),
+        (lambda: rj.infill(LAW.masked(), np.asarray([4, 3, 3, 3, 3])), r"template\[0, 0\] is 4"),
+        (
+            lambda: rj.sample(KEY, rj.infill(LAW.one_by_one(), TEMPLATE), np.arange(6.0), 4),
+            "the template has 3 blanks, so one token per step starts at t = 3",
+        ),
+        (
+            lambda: rj.steer(KEY, rj.product([rj.infill(LAW.masked(), TEMPLATE), LAW.masked()]), np.asarray([0, 1.0])),
+            "given the same template",
+        ),
+        (
+            lambda: rj.log_density(KEY, rj.infill(LAW.masked(), TEMPLATE), LAW.sequences, np.asarray([0, 1.0]), 2),
+            "those of a template are given",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_template_is_a_law_of_one_state():
+    model = rj.infill(LAW.masked(), TEMPLATE)
+    prior = model.prior_at(model.process.level(1.0))
+    assert float(prior.log_prob(jnp.asarray(TEMPLATE))) == 0
+    assert float(prior.log_prob(jnp.asarray(LAW.sequences[0]))) == -np.inf
