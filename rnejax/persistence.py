@@ -74,12 +74,17 @@ def training_temperature(name_or_path: str | os.PathLike[str]) -> float | None:
     return _training_data(name_or_path).get("temperature")
 
 
+def training_data_of(name_or_path: str | os.PathLike[str]) -> Any:
+    """What a stored model was trained on, as its configuration calls it; None where its file does not say."""
+    try:
+        return _header(_find(name_or_path))["settings"]["data"]
+    except (FileNotFoundError, KeyError, TypeError):
+        return None
+
+
 def _training_data(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """The section ``data`` of the configuration that a stored model was trained with; empty where there is none."""
-    try:
-        data = _header(_find(name_or_path))["settings"]["data"]
-    except (FileNotFoundError, KeyError, TypeError):
-        return {}
+    data = training_data_of(name_or_path)
     return data if isinstance(data, dict) else {}
 
 

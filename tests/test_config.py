@@ -51,7 +51,7 @@ def test_rows_of_one_table_differ_in_the_proposal_only(path):
         assert getattr(ours, name) == getattr(theirs, name)
     assert ours.grid.num_steps == theirs.grid.num_steps
     assert ours.molecule.model_copy(update={"reweight": theirs.molecule.reweight}) == theirs.molecule
-    proposal = {"one_sided": (1, 0), "fkc": "feynman_kac"}.get(row, "symmetric")
+    proposal = {"one_sided": (1, 0), "fkc": "feynman_kac"}.get(row)  # by default symmetric
     assert ours.proposal == proposal
     assert (ours.pilot_particles is not None) == (row == "tuned")
     # Correctors have a grid of their own, and no weights that lead to the true energy.

@@ -6,30 +6,25 @@ A configuration is a tree of typed sections (pydantic). Values come from the def
 in :mod:`rnejax.runs` turn them into the arguments of the library's functions.
 """
 
+from .basics import Device, Grid, ModelRun, Run, Section
+from .molecules import MoleculeComparison
 from .reading import ConfigError, describe_keys, dump_config, find_config, load_config, parse_overrides, shipped_configs
-from .sections import (
+from .sections import DensityRun, ReferenceRun, SampleRun, SteerRun
+from .targets import (
     ClassReward,
-    DensityRun,
-    Device,
     FunctionReward,
-    Grid,
     Guide,
     InkReward,
-    ModelRun,
-    MoleculeComparison,
-    MoleculeData,
+    LengthReward,
     Plain,
     Product,
-    ReferenceRun,
-    Run,
-    SampleRun,
-    Section,
-    SteerRun,
+    PromptReward,
     Temper,
-    TextData,
     Tilt,
-    TrainRun,
+    TopicReward,
+    WordReward,
 )
+from .training import MoleculeData, TextData, TrainRun
 
 __all__ = [
     "ClassReward",
@@ -40,11 +35,13 @@ __all__ = [
     "Grid",
     "Guide",
     "InkReward",
+    "LengthReward",
     "ModelRun",
     "MoleculeComparison",
     "MoleculeData",
     "Plain",
     "Product",
+    "PromptReward",
     "ReferenceRun",
     "Run",
     "SampleRun",
@@ -53,7 +50,9 @@ __all__ = [
     "Temper",
     "TextData",
     "Tilt",
+    "TopicReward",
     "TrainRun",
+    "WordReward",
     "describe_keys",
     "dump_config",
     "find_config",

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from .sections import Run, Section
+from .basics import Run, Section
 
 ConfigType = TypeVar("ConfigType", bound=Run)
 

@@ -31,6 +31,7 @@ from ..config import (
     Temper,
     Tilt,
 )
+from .tokens import TOKEN_DATA, TokenReward, build_token_reward, condition_of, load_tokens
 
 SHIPPED_DATA = ("digits_train", "digits_validation", "digits_test")
 
@@ -86,8 +87,8 @@ def load_named(name: str) -> rj.DiffusionModel:
         raise ConfigError(f"model = {name} cannot be loaded: {error}") from error
 
 
-def make_times(grid: Grid, process: Any) -> np.ndarray:
-    """The time grid of a configuration.
+def make_times(grid: Grid, process: Any, blanks: int | None = None) -> np.ndarray:
+    """The time grid of a configuration; one token per step, of the blanks of a template only where there is one.
 
     Raises:
       ConfigError: for one that the process cannot have.
@@ -95,7 +96,8 @@ def make_times(grid: Grid, process: Any) -> np.ndarray:
     one_by_one = isinstance(process, rj.processes.AnyOrder)
     try:
         if one_by_one and grid.kind == "one_token":
-            return rj.time_grid(process, process.length)
+            steps = process.length if blanks is None else blanks
+            return rj.time_grid(process, steps, t_max=float(steps))
         return rj.time_grid(process, grid.num_steps, grid.kind, t_min=grid.t_min, t_max=grid.t_max)
     except ValueError as error:
         raise ConfigError(f"grid: {error}") from error
@@ -163,26 +165,30 @@ def _frames(path: Any) -> np.ndarray | None:
         return None
 
 
-def check_classes(name: str, *conditions: int | None) -> None:
+def check_classes(name: str, *conditions: int | str | None) -> None:
     """Raises ConfigError for a class that the network of a stored model does not have: its embedding would be NaN."""
     known = num_classes(name)
     for condition in conditions:
-        if condition is not None and known is not None and not 0 <= condition < known:
+        if isinstance(condition, int) and known is not None and not 0 <= condition < known:
             raise ConfigError(
                 f"condition = {condition}, but the classes of model = {name} are 0 to {known - 1} (null: no class)"
             )
 
 
-def with_condition(model: rj.DiffusionModel, condition: int | None) -> rj.DiffusionModel:
-    """The model under a class; null leaves the condition that it was saved with, which is no class.
+def with_condition(model: rj.DiffusionModel, condition: int | str | None) -> rj.DiffusionModel:
+    """The model under a class or a prompt; null leaves the condition that it was saved with, which is none.
 
     Raises:
-      ConfigError: for a class given to a model that takes none.
+      ConfigError: for a class or prompt given to a model that takes none.
     """
     if condition is None:
         return model
+    if isinstance(condition, str):
+        return model.with_condition(condition_of(model, condition))
     if model.condition is None:
         raise ConfigError(f"condition = {condition}, but this model takes no condition")
+    if np.shape(model.condition) != ():
+        raise ConfigError(f"condition = {condition} is a class, but this model takes a prompt, such as 'a bold seven'")
     return model.with_condition(jnp.asarray(condition, jnp.asarray(model.condition).dtype))
 
 
@@ -211,7 +217,7 @@ def build_target(model: rj.DiffusionModel, target: Any) -> Any:
             function, host = build_reward(target.reward)
             return rj.tilt(
                 build_target(model, target.base), function, exact=target.exact, at=target.at,
-                gradient=target.gradient, host=host, scale=target.reward.strength,
+                gradient=target.gradient, host=host, scale=target.reward.strength, draws=target.draws,
             )  # fmt: skip
     except ConfigError:
         raise
@@ -220,8 +226,10 @@ def build_target(model: rj.DiffusionModel, target: Any) -> Any:
     raise TypeError(f"unknown target {type(target).__name__}")
 
 
-def build_reward(reward: ClassReward | InkReward | FunctionReward) -> tuple[Callable[..., Any], bool]:
+def build_reward(reward: Any) -> tuple[Callable[..., Any], bool]:
     """A reward function without its strength, and whether it runs on the host."""
+    if isinstance(reward, TokenReward):
+        return build_token_reward(reward), False
     if isinstance(reward, ClassReward):
         return jax.tree_util.Partial(class_log_probability, load_classifier(reward.classifier), reward.label), False
     if isinstance(reward, InkReward):
@@ -238,19 +246,28 @@ def build_reward(reward: ClassReward | InkReward | FunctionReward) -> tuple[Call
     return function, reward.host
 
 
-def check_rewards(rewards: Sequence[Any], shape: tuple[int, ...]) -> None:
+def check_rewards(targets: Sequence[Any], model: rj.DiffusionModel) -> None:
     """Try every reward that is a JAX function abstractly on one state, so that what it raises is told before a run.
 
     Raises:
       ConfigError: naming the function and what it raised.
     """
-    for reward in rewards:
+    for tilt in targets:
+        reward = tilt.reward
         function, host = build_reward(reward)
         if host:
             continue
+        process, shape, dtype = model.process, model.shape, model.process.dtype
+        if isinstance(reward, TokenReward) != process.is_discrete and not isinstance(reward, FunctionReward):
+            what = "tokens" if isinstance(reward, TokenReward) else "pictures of numbers"
+            raise ConfigError(
+                f"target.reward.kind = {reward.kind} is for {what}, which are not the states of the model"
+            )
+        if process.is_discrete and tilt.gradient:
+            shape, dtype = process.relaxed_shape(shape), jnp.result_type(float)
         name = getattr(reward, "function", reward.kind)
         try:
-            out = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, jnp.result_type(float)))
+            out = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, dtype))
         except Exception as error:  # whatever the user's function may raise
             raise ConfigError(
                 f"function = {name} failed on one state of shape {shape} ({type(error).__name__}: {error}); a reward "
@@ -285,6 +302,11 @@ def load_points(key: Any, data: str, num_points: int | None, model: rj.Diffusion
     Raises:
       ConfigError: for data that do not exist, or are no points of the model's.
     """
+    if data in TOKEN_DATA:
+        try:
+            return check_points(model, load_tokens(data)[0][:num_points]), None
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"data = {data}: {error}") from error
     if data in SHIPPED_DATA:
         from ..systems import digits
 
@@ -301,7 +323,9 @@ def load_points(key: Any, data: str, num_points: int | None, model: rj.Diffusion
     except ConfigError:
         raise
     except FileNotFoundError as error:
-        raise ConfigError(f"data = {data} is neither a file nor one of {', '.join(SHIPPED_DATA)}") from error
+        raise ConfigError(
+            f"data = {data} is neither a file nor one of {', '.join((*SHIPPED_DATA, *TOKEN_DATA))}"
+        ) from error
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:  # TypeError: a bare array, no archive
         raise ConfigError(f"data = {data} cannot be read as .npz: {error}") from error
     try:

@@ -58,6 +58,10 @@ def run(config: DensityRun, output: Output) -> None:
         )
 
     unit = "log-density (nats)"
+    if model.process.is_discrete:
+        unit = "bits per token"
+        values = {name: -value / (model.shape[0] * np.log(2)) for name, value in values.items()}
+        folder.record(bits_per_token={name.replace(" ", "_"): summary(value) for name, value in values.items()})
     if dequantisation is not None:
         from ..systems.digits import bits_per_dimension
 

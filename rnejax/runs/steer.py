@@ -12,10 +12,9 @@ import numpy as np
 import rnejax as rj
 
 from .. import plot
-from ..config import ClassReward, ConfigError, Product, SteerRun, Tilt
-from ..control.proposals import get_proposal
+from ..config import ClassReward, ConfigError, Product, PromptReward, SteerRun, Tilt
 from ..control.rewards import HostGuard
-from ..control.steer import warn_of_euler
+from ..control.steer import choose_proposal, warn_of_euler
 from .build import (
     build_reward,
     build_target,
@@ -27,6 +26,7 @@ from .build import (
 )
 from .comparison import Comparison
 from .folder import Output, RunFolder, require_pictures
+from .tokens import diversity_of_tokens, kind_of, show
 
 Judge = Callable[[Any], Any]
 
@@ -36,12 +36,15 @@ def run(config: SteerRun, output: Output) -> None:
     model = load_model(config)
     times = make_times(config.grid, model.process)
     check_classes(config.model, *conditions(config.target))
-    check_rewards(tilts(config.target), model.shape)
+    check_rewards(tilted(config.target), model)
     target = build_target(model, config.target)
     if config.judge is None and config.judge_label is not None:
         raise ConfigError(f"judge_label = {config.judge_label}, but judge is null: there is nobody to see it")
     check_pilots(config, target)
-    judge = None if config.judge is None else load_classifier(config.judge)
+    kind = kind_of(config.model)
+    judge = None if config.judge is None or model.process.is_discrete else load_classifier(config.judge)
+    if config.judge is not None and model.process.is_discrete and kind != "digit_tokens":
+        raise ConfigError(f"judge = {config.judge} judges pictures; {config.model} is a model of other tokens")
     comparison = None if config.molecule is None else Comparison(config.molecule, model, config.model, config.target)
     require_pictures()
     folder = output.open()
@@ -49,7 +52,14 @@ def run(config: SteerRun, output: Output) -> None:
     proposal: Any = config.proposal
     if config.pilot_particles is not None:
         proposal = tune(key_pilots, folder, config, config.pilot_particles, target, times)
+    if config.candidates > 1:
+        try:
+            inner: Any = choose_proposal(model.process, proposal)
+            proposal = rj.control.Candidates(config.candidates, inner)
+        except ValueError as error:
+            raise ConfigError(f"proposal: {error}") from error
     settings: dict[str, Any] = {
+        "renoise": rj.control.Remask(config.remask) if config.remask else None,
         "num_particles": config.num_particles,
         "num_groups": config.num_groups,
         "proposal": proposal,
@@ -68,7 +78,9 @@ def run(config: SteerRun, output: Output) -> None:
     if comparison is not None:
         comparison.record(folder, target, result)
     equal = np.asarray(rj.resample(key_sheet, result)).reshape(x.shape)
-    if plot.is_image(model.shape):
+    if model.process.is_discrete:
+        show(folder, kind, "samples", spread(equal, 128))
+    elif plot.is_image(model.shape):
         folder.picture("samples.png", plot.sample_sheet(spread(equal, 128)))
         folder.picture("particles.png", draw_heaviest(x, log_weights))
 
@@ -80,7 +92,9 @@ def run(config: SteerRun, output: Output) -> None:
         record_quality(folder, config, judge, x_plain, np.zeros(len(x_plain)), "_uncorrected")
         if comparison is not None:
             comparison.record_uncorrected(folder, x_plain)
-        if plot.is_image(model.shape):
+        if model.process.is_discrete:
+            show(folder, kind, "uncorrected", spread(x_plain, 128))
+        elif plot.is_image(model.shape):
             sheets = {"uncorrected": spread(x_plain, 64), "corrected": spread(equal, 64)}
             folder.picture("comparison.png", plot.compare_sheets(sheets))
 
@@ -106,14 +120,14 @@ def tune(key: jax.Array, folder: RunFolder, config: SteerRun, num_particles: int
             target,
             times,
             num_particles,
-            proposal=config.proposal,
+            proposal="symmetric" if config.proposal is None else config.proposal,
             ess_threshold=config.ess_threshold,
         )
     folder.record(pilot_variances_nats2=tuned.variances.tolist())
     return tuned.proposal
 
 
-def conditions(target: Any) -> list[int | None]:
+def conditions(target: Any) -> list[int | str | None]:
     """All classes that a target names."""
     if isinstance(target, Tilt):
         return conditions(target.base)
@@ -136,7 +150,9 @@ def record_weights(folder: RunFolder, config: SteerRun, target: Any, result: Any
         np.asarray(getattr(result.info, name)).reshape(config.num_groups or 1, -1)
         for name in ("ess", "resampled", "unique_ancestors")
     )
-    warnings = rj.smc.diagnose(result) + warn_of_euler(get_proposal(config.proposal), target.process, times)
+    warnings = rj.smc.diagnose(result) + warn_of_euler(
+        choose_proposal(target.process, config.proposal), target.process, times
+    )
     for message in warnings:
         print(f"warning: {message}", file=sys.stderr)
     folder.record(
@@ -159,7 +175,8 @@ def record_quality(
     """What the samples are worth, by weight: diversity, rewards, and the classes that the judge sees."""
     shares = np.exp(log_weights - log_weights.max())
     shares /= shares.sum()
-    metrics: dict[str, Any] = {"diversity": diversity(x, shares)}
+    discrete = np.issubdtype(x.dtype, np.integer)
+    metrics: dict[str, Any] = {"diversity": diversity_of_tokens(x, shares) if discrete else diversity(x, shares)}
     for reward in tilts(config.target):
         function, host = build_reward(reward)
         if host:
@@ -176,7 +193,28 @@ def record_quality(
         label = judged_label(config)
         if label is not None:
             metrics["judged_as_wanted"] = metrics["judged_classes"][label]
+    if discrete and config.judge is not None:
+        metrics |= judged_prompt(config, x, shares)
     folder.record(**{name + suffix: value for name, value in metrics.items()})
+
+
+def judged_prompt(config: SteerRun, x: np.ndarray, shares: np.ndarray) -> dict[str, float]:
+    """What the judge says of pictures made of tokens, by weight: the prompt's log-probability, and what is right."""
+    from ..systems import digit_tokens
+
+    prompt = config.judge_prompt or wanted_prompt(config.target)
+    if prompt is None:
+        raise ConfigError("judge needs a prompt to judge by: set judge_prompt")
+    verdict = digit_tokens.judge(x, digit_tokens.parse(prompt))
+    return {f"judged_{name}": float(shares @ np.asarray(value)) for name, value in verdict._asdict().items()}
+
+
+def wanted_prompt(target: Any) -> str | None:
+    """The prompt that a target asks for, in its reward or else in its condition."""
+    if isinstance(target, Tilt):
+        return target.reward.prompt if isinstance(target.reward, PromptReward) else wanted_prompt(target.base)
+    condition = None if isinstance(target, Product) else target.condition
+    return condition if isinstance(condition, str) else None
 
 
 def diversity(x: np.ndarray, shares: np.ndarray) -> float:
@@ -188,9 +226,14 @@ def diversity(x: np.ndarray, shares: np.ndarray) -> float:
     return float(np.sqrt(2 * shares @ np.mean((flat - shares @ flat) ** 2, axis=1)))
 
 
+def tilted(target: Any) -> list[Tilt]:
+    """The tilts of a target, outermost first."""
+    return [target, *tilted(target.base)] if isinstance(target, Tilt) else []
+
+
 def tilts(target: Any) -> list[Any]:
     """The rewards of a target, outermost first."""
-    return [target.reward, *tilts(target.base)] if isinstance(target, Tilt) else []
+    return [each.reward for each in tilted(target)]
 
 
 def judged_label(config: SteerRun) -> int | None:
@@ -202,7 +245,8 @@ def judged_label(config: SteerRun) -> int | None:
         if isinstance(target.reward, ClassReward):
             return target.reward.label
         target = target.base
-    return None if isinstance(target, Product) else target.condition
+    condition = None if isinstance(target, Product) else target.condition
+    return condition if isinstance(condition, int) else None
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
