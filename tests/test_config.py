@@ -172,7 +172,9 @@ def test_a_file_that_is_no_text_or_no_file_is_an_error(tmp_path):
 @pytest.mark.parametrize("value", ["foo", "[a, b]"])
 def test_a_proposal_may_also_be_a_pair_of_numbers_and_the_mistake_says_so(tmp_path, value):
     path = write(tmp_path, "model: a\ntarget: {kind: model}\n")
-    with pytest.raises(ConfigError, match=r"one of symmetric \| feynman_kac \| \[float, float\]"):
+    with pytest.raises(
+        ConfigError, match=r"one of symmetric \| feynman_kac \| locally_optimal \| base \| \[float, float\]"
+    ):
         load_config(SteerRun, path, ["--proposal", value])
 
 

@@ -41,6 +41,7 @@ def run(config: SteerRun, output: Output) -> None:
     if config.judge is None and config.judge_label is not None:
         raise ConfigError(f"judge_label = {config.judge_label}, but judge is null: there is nobody to see it")
     check_pilots(config, target)
+    check_moves(config, model.process)
     kind = kind_of(config.model)
     judge = None if config.judge is None or model.process.is_discrete else load_classifier(config.judge)
     if config.judge is not None and model.process.is_discrete and kind != "digit_tokens":
@@ -53,11 +54,7 @@ def run(config: SteerRun, output: Output) -> None:
     if config.pilot_particles is not None:
         proposal = tune(key_pilots, folder, config, config.pilot_particles, target, times)
     if config.candidates > 1:
-        try:
-            inner: Any = choose_proposal(model.process, proposal)
-            proposal = rj.control.Candidates(config.candidates, inner)
-        except ValueError as error:
-            raise ConfigError(f"proposal: {error}") from error
+        proposal = rj.control.Candidates(config.candidates, choose_proposal(model.process, proposal))
     settings: dict[str, Any] = {
         "renoise": rj.control.Remask(config.remask) if config.remask else None,
         "num_particles": config.num_particles,
@@ -97,6 +94,16 @@ def run(config: SteerRun, output: Output) -> None:
         elif plot.is_image(model.shape):
             sheets = {"uncorrected": spread(x_plain, 64), "corrected": spread(equal, 64)}
             folder.picture("comparison.png", plot.compare_sheets(sheets))
+
+
+def check_moves(config: SteerRun, process: Any) -> None:
+    """Raises ConfigError for a way to move that the model's states do not have."""
+    try:
+        choose_proposal(process, config.proposal)
+    except ValueError as error:
+        raise ConfigError(f"proposal: {error}") from error
+    if config.remask and not isinstance(process, rj.processes.Masked):
+        raise ConfigError(f"remask = {config.remask} is for masked tokens, lost independently; these are of {process}")
 
 
 def check_pilots(config: SteerRun, target: Any) -> None:
