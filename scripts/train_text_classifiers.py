@@ -24,7 +24,7 @@ from rnejax.training import fit, make_optimizer
 
 RECIPES: dict[str, dict[str, Any]] = {
     "reward": {"network": "pairs", "half": 0, "seed": 1, "num_steps": 3000, "weight_decay": 0.3},
-    "judge": {"network": "windows", "half": 1, "seed": 2, "num_steps": 2000, "weight_decay": 0.1},
+    "judge": {"network": "windows", "half": 1, "seed": 2, "num_steps": 3000, "weight_decay": 0.3},
 }
 
 
@@ -50,7 +50,7 @@ def load(split: str) -> Labelled:
     return Labelled(sentences.tokens, text_rewards.group_labels(sentences.books))
 
 
-def initial_pairs(key: jax.Array, width: int = 64, hidden: int = 64) -> dict[str, Any]:
+def initial_pairs(key: jax.Array, width: int = 96, hidden: int = 64) -> dict[str, Any]:
     keys = jax.random.split(key, 5)
     tables = {
         name: scale * jax.random.normal(keys[i], (text.VOCAB_SIZE, width))
@@ -62,7 +62,7 @@ def initial_pairs(key: jax.Array, width: int = 64, hidden: int = 64) -> dict[str
     }
 
 
-def initial_windows(key: jax.Array, width: int = 32, features: int = 96) -> dict[str, Any]:
+def initial_windows(key: jax.Array, width: int = 64, features: int = 256) -> dict[str, Any]:
     pieces_key, convolution_key, head_key = jax.random.split(key, 3)
     convolution = dense(convolution_key, 3 * width, features)
     return {
@@ -166,6 +166,10 @@ def card(name: str, recipe: dict[str, Any], made: dict[str, Any], found: dict[st
         f"the groups' shares, {of['cross_entropy_of_shares']:.3f} |"
         for split, of in found.items()
     )
+    half, masked = ("first", "second")[recipe["half"]], f"up to {made['most_masked']:.0%} of their tokens masked"
+    data = f"the {half} half of the 31,819 training sentences, {masked}"
+    steps, decay = f"{recipe['num_steps']} steps of {made['batch_size']} sentences", recipe["weight_decay"]
+    training = f"{steps}, Adam with weight decay {decay}, averaged weights"
     return f"""# text_{name}
 
 Log-probabilities of the part of the King James text that a sentence (40 tokens of `rnejax.systems.text`) is from, law
@@ -175,9 +179,9 @@ and history, poetry and wisdom, prophets, or gospels and letters:
 | | |
 |---|---|
 | network | `text_rewards.{recipe["network"]}`, {size:,} weights, float32 |
-| data | the {("first", "second")[recipe["half"]]} half of the 31,819 training sentences, up to {made["most_masked"]:.0%} of the tokens masked |
+| data | {data} |
 | seed | {recipe["seed"]} |
-| training | {recipe["num_steps"]} steps of {made["batch_size"]} sentences, Adam with weight decay {recipe["weight_decay"]}, averaged weights |
+| training | {training} |
 | made by | `{made["command"]}` |
 | time | {made["seconds"]} s on two CPU cores shared with other work |
 {rows}
