@@ -149,7 +149,7 @@ COLUMNS = ("log_prob", "all", "digit", "width", "slant")
 def markdown(report: dict[str, Any]) -> list[str]:
     settings = report["settings"]
     lines = [
-        f"{len(report['prompts'])} prompts, {settings['runs']} runs of each, {settings['steps']} steps; one sample of each.",
+        f"{len(report['prompts'])} prompts, {settings['runs']} runs of each, {settings['steps']} steps.",
         "",
         "| particles | method | judge: log p(prompt) | all right | digit | width | slant | diversity |",
         "|---|---|---|---|---|---|---|---|",

@@ -40,7 +40,13 @@ Rows = list[dict[str, Any]]
 
 # --------------------------------------------------------------------------------------------------------------- steps
 
-EXPONENTS = {"temper 2": (2.0,), "product": (1.0, 1.0), "guidance 1.5": (-0.5, 1.5), "tilt": (1.0,)}
+EXPONENTS = {
+    "temper 2": (2.0,),
+    "product": (1.0, 1.0),
+    "guidance 1.5": (-0.5, 1.5),
+    "tilt": (1.0,),
+    "tempered product, tilted": (1.5, 0.5),
+}
 
 
 def worth(x: Any) -> Any:
@@ -66,7 +72,7 @@ def steps(seed: int, quick: bool) -> Rows:
         ends = laws if family == "masked" else [law.marginal(float(process.alpha(process.t_min))) for law in laws]
         reward = np.asarray(worth(jnp.asarray(laws[0].sequences)), np.float64)
         for name, exponents in EXPONENTS.items():
-            tilt = reward if name == "tilt" else 0.0
+            tilt = reward if "tilt" in name else 0.0
             target = sum(beta * law.log_probs for beta, law in zip(exponents, ends, strict=False)) + tilt
             log_z = np.logaddexp.reduce(target)
             for num_steps in counts:

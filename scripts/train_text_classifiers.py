@@ -3,9 +3,9 @@
     python scripts/train_text_classifiers.py [reward] [judge] [--output rnejax/checkpoints]
 
 The reward classifier learns from the first half of the training sentences, the judge from the second, with another
-architecture and another seed. Both see sentences of which some tokens are masked: that keeps them from learning the
-sentences by heart, and predictions from what is only half known from being overconfident. Takes a minute each on two
-CPU cores.
+architecture and another seed. Both see sentences of which few or many tokens are masked: that keeps them from learning
+the sentences by heart, and from being sure of what is only half known. Together they take
+one to two minutes on two CPU cores.
 """
 
 import argparse
@@ -79,14 +79,7 @@ def dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
 INITIAL = {"pairs": initial_pairs, "windows": initial_windows}
 
 
-def train(
-    name: str,
-    recipe: dict[str, Any],
-    output: Path,
-    batch_size: int = 128,
-    learning_rate: float = 3e-3,
-    most_masked: float = 0.6,
-) -> None:
+def train(name: str, recipe: dict[str, Any], output: Path, batch_size: int = 128, learning_rate: float = 3e-3) -> None:
     started, num_steps = time.perf_counter(), recipe["num_steps"]
     init_key, fit_key = jax.random.split(jax.random.key(recipe["seed"]))
     network = text_rewards.NETWORKS[recipe["network"]]
@@ -96,7 +89,7 @@ def train(
 
     def loss(key: jax.Array, params: Any, batch: Labelled) -> jax.Array:
         share_key, where_key = jax.random.split(key)
-        share = most_masked * jax.random.uniform(share_key, (len(batch.labels), 1))
+        share = jnp.square(jax.random.uniform(share_key, (len(batch.labels), 1)))
         is_masked = jax.random.uniform(where_key, batch.tokens.shape) < share
         log_probabilities = network(params, jnp.where(is_masked, text.MASK, batch.tokens))
         return -jnp.take_along_axis(log_probabilities, batch.labels[:, None], axis=1)[:, 0]
@@ -125,7 +118,6 @@ def train(
         "command": f"python scripts/train_text_classifiers.py {name}",
         "batch_size": batch_size,
         "learning_rate": learning_rate,
-        "most_masked": most_masked,
         "seconds": round(seconds),
     }
     path = output / f"text_{name}.safetensors"
@@ -138,6 +130,7 @@ def scores(network: Any, params: Any, split: str) -> dict[str, float]:
     """Accuracy and cross-entropy in nats, with standard errors, of whole sentences; and of no knowledge of them."""
     part = load(split)
     log_probabilities = np.asarray(jax.jit(network)(params, part.tokens), np.float64)
+    is_sure = np.max(log_probabilities, axis=1) > np.log(0.9)
     is_right = np.argmax(log_probabilities, axis=1) == part.labels
     losses = -np.take_along_axis(log_probabilities, part.labels[:, None], axis=1)[:, 0]
     shares = np.bincount(load("train").labels) / len(load("train").labels)
@@ -147,6 +140,8 @@ def scores(network: Any, params: Any, split: str) -> dict[str, float]:
         "accuracy_error": float(np.std(is_right) / np.sqrt(len(is_right))),
         "cross_entropy": float(np.mean(losses)),
         "cross_entropy_error": float(np.std(losses) / np.sqrt(len(losses))),
+        "sure": float(np.mean(is_sure)),
+        "accuracy_sure": float(np.mean(is_right[is_sure])),
         "majority": float(np.mean(part.labels == np.argmax(shares))),
         "cross_entropy_of_shares": float(np.mean(-np.log(shares)[part.labels])),
     } | {f"accuracy_{group}": float(np.mean(is_right[part.labels == i])) for i, group in enumerate(text_rewards.GROUPS)}
@@ -154,11 +149,12 @@ def scores(network: Any, params: Any, split: str) -> dict[str, float]:
 
 def card(name: str, recipe: dict[str, Any], made: dict[str, Any], found: dict[str, Any], size: int) -> str:
     purpose = {
-        "reward": "a reward for inference-time control, of sentences or of predicted ones",
-        "judge": "judging generated sentences, and nothing else: it shares neither architecture, seed nor training "
-        "sentences with the reward classifier (though chapters: the halves are of the same ones)",
+        "reward": "A reward for inference-time control, of sentences or of predicted ones.",
+        "judge": """Only for judging generated sentences: it shares neither architecture, seed nor training sentences
+with the reward classifier (though the halves are of the same chapters).""",
     }[name]
     groups = ", ".join(f"{group} {found['test'][f'accuracy_{group}']:.0%}" for group in text_rewards.GROUPS)
+    sure = f"{found['test']['sure']:.0%}; right about {found['test']['accuracy_sure']:.1%} of them"
     rows = "\n".join(
         f"| {split} accuracy | {of['accuracy']:.1%} of {of['number']:,} (standard error {of['accuracy_error']:.1%}); "
         f"always the largest group, {of['majority']:.1%} |\n"
@@ -166,15 +162,17 @@ def card(name: str, recipe: dict[str, Any], made: dict[str, Any], found: dict[st
         f"the groups' shares, {of['cross_entropy_of_shares']:.3f} |"
         for split, of in found.items()
     )
-    half, masked = ("first", "second")[recipe["half"]], f"up to {made['most_masked']:.0%} of their tokens masked"
-    data = f"the {half} half of the 31,819 training sentences, {masked}"
+    half = ("first", "second")[recipe["half"]]
+    data = f"the {half} half of the 31,819 training sentences, a third of their tokens masked (a share u^2, u uniform)"
     steps, decay = f"{recipe['num_steps']} steps of {made['batch_size']} sentences", recipe["weight_decay"]
     training = f"{steps}, Adam with weight decay {decay}, averaged weights"
     return f"""# text_{name}
 
 Log-probabilities of the part of the King James text that a sentence (40 tokens of `rnejax.systems.text`) is from, law
 and history, poetry and wisdom, prophets, or gospels and letters:
-`rnejax.systems.text_rewards.load_text_classifier("{name}")`. For {purpose}.
+`rnejax.systems.text_rewards.load_text_classifier("{name}")`.
+
+{purpose}
 
 | | |
 |---|---|
@@ -186,10 +184,11 @@ and history, poetry and wisdom, prophets, or gospels and letters:
 | time | {made["seconds"]} s on two CPU cores shared with other work |
 {rows}
 | test accuracy by group | {groups} |
+| test sentences of which it is 90% sure | {sure} |
 
-Steps and weight decay were chosen on the validation sentences. The groups are of different sizes, and the classifier
-knows it: what it cannot tell, it takes for history. Many sentences do not say where they are from ("and he said unto
-him,"), so no classifier comes near 100 %.
+Widths, steps and weight decay were chosen on the validation sentences. The groups are of different sizes, and the
+classifier knows it: what it cannot tell, it takes for history. Many sentences, such as "and he said unto him,", could
+be from anywhere.
 """
 
 

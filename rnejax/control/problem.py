@@ -107,7 +107,7 @@ class Steer:
         x_s, correction = jax.lax.cond(
             step.is_first, lambda: stay, lambda: self._move(key_move, step, particles, proposals)
         )
-        x = self._renoise(jax.random.fold_in(key_move, 1), step, x_s) if self.renoises else x_s
+        x = self._renoise(jax.random.fold_in(key_move, 1), step, x_s, particles) if self.renoises else x_s
         seen = self.look(key_look, x, step)
         arrived = particles._replace(x=x, seen=seen, log_reference=jax.vmap(partial(self._log_reference, step))(x))
         arrived = arrived._replace(lookahead=jax.vmap(partial(self._lookahead, step))(arrived))
@@ -159,7 +159,11 @@ class Steer:
         x = jax.vmap(lambda keys, law: jax.vmap(law.sample)(keys))(jax.random.split(key_draw, (n, count)), proposals)
 
         def ratios(left: Particle, x: Array, proposal: Kernel) -> Array:
-            return jax.vmap(lambda x_s: self._ratio(step, left, x_s, self._log_reference(step, x_s), proposal)[0])(x)
+            def ratio(x_s: Array) -> Array:
+                found, _ = self._ratio(step, left, x_s, self._log_reference(step, x_s), proposal)
+                return found + self._auxiliary_ratio(step, step.transition, x_s, left)
+
+            return jax.vmap(ratio)(x)
 
         # What a reward says of a candidate has to do without the networks: they have seen where it comes from.
         flat = x.reshape(-1, *x.shape[2:])
@@ -174,14 +178,14 @@ class Steer:
         correction = jnp.where(own == -jnp.inf, -jnp.inf, log_mean_exp(log_u) - jnp.where(own == -jnp.inf, 0.0, own))
         return jax.vmap(lambda x, j: x[j])(x, chosen), correction
 
-    def _renoise(self, key: Array, step: ControlStep, x_s: Array) -> Array:
-        """Up again by the noising kernel, where the step does that."""
+    def _renoise(self, key: Array, step: ControlStep, x_s: Array, particles: Particle) -> Array:
+        """Up again by the auxiliary kernel, where the step does that."""
+
+        def up(key: Array, x_s: Array, left: Particle) -> Array:
+            return self._auxiliary(step, step.up, x_s, left).sample(key).astype(x_s.dtype)
+
         keys = jax.random.split(key, len(x_s))
-        return jax.lax.cond(
-            step.is_renoised,
-            lambda: jax.vmap(lambda key, x: step.up.forward(x).sample(key).astype(x.dtype))(keys, x_s),
-            lambda: x_s,
-        )
+        return jax.lax.cond(step.is_renoised, lambda: jax.vmap(up)(keys, x_s, particles), lambda: x_s)
 
     def _change_of_volume(self, x: Array, step: ControlStep) -> Array:
         """prod_i p_i^beta_i, per volume, in the user's coordinates y over that in the network's: |dy/dx|^(1 - bar)."""
@@ -282,6 +286,7 @@ class Steer:
         if hasattr(self.proposal, "log_increment"):
             return self.proposal.log_increment(transition, at_t, at_s), excess_increments
         if self.renoises:
+            ratio = ratio + self._auxiliary_ratio(step, transition, x_s, left)
             back, excess_back = self._ratio_back(step, x_s, arrived)
             ratio = ratio - jnp.where(step.is_renoised, back, 0.0)
             excess_increments = excess_increments - jnp.where(step.is_renoised, excess_back, 0.0)
@@ -299,8 +304,20 @@ class Steer:
             [ESTIMATORS[get_estimator(estimator, model)](model, transition, x_s, x_t, e) for model, e in pairs]
         )
 
+    def _auxiliary(self, step: ControlStep, transition: Any, x_s: Array, known: Particle) -> Any:
+        """B(. | x_s) of a state that nobody has looked at, which is for kernels that do not look either."""
+        seen = known.seen._replace(
+            exact_gradient=jnp.zeros_like(known.seen.exact_gradient), gradient=jnp.zeros_like(known.seen.gradient)
+        )
+        local = self._arrived(step, known._replace(x=x_s, seen=seen))
+        return self.proposal.forward(transition, local, self._bar(step))
+
+    def _auxiliary_ratio(self, step: ControlStep, transition: Any, x_s: Array, above: Particle) -> Array:
+        """log(B / F)(x_t | x_s), x_t being where the particle ``above`` is."""
+        return log_ratio(self._auxiliary(step, transition, x_s, above), transition.forward(x_s), above.x)
+
     def _ratio_back(self, step: ControlStep, x_s: Array, arrived: Particle) -> tuple[Array, Array]:
-        """What the way back from where a particle was renoised to would weigh: the auxiliary kernel there is A."""
+        """What the way back from where a particle was renoised to would weigh; it came there by B."""
         kernels = self._kernels(step.up, arrived)
         exponents = step.exponents_s
         proposal = self.proposal.reverse(step.up, self._arrived(step, arrived), jnp.sum(exponents), kernels)
@@ -308,9 +325,9 @@ class Steer:
         weighed = self._increments(step.up, arrived.seen, x_s, arrived.x, "exact") if self.generated else excess
         moves = log_ratio(proposal, step.up.reference_reverse(arrived.x), x_s)
         impossible = moves == -jnp.inf  # A would not go there, so that its reversal does not come from there
-        return jnp.where(
-            impossible, jnp.inf, log_product(exponents, weighed) - jnp.where(impossible, 0.0, moves)
-        ), excess
+        ratio = log_product(exponents, weighed) - jnp.where(impossible, 0.0, moves)
+        ratio = ratio + self._auxiliary_ratio(step, step.up, x_s, arrived)
+        return jnp.where(impossible, jnp.inf, ratio), excess
 
     def _ratio(
         self, step: ControlStep, left: Particle, x_s: Array, log_reference_s: Array, proposal: Kernel

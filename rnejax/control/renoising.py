@@ -1,10 +1,10 @@
-"""Going up again: a step down, then by the noising kernel to a noisier time, from where the next step starts.
+"""Going up again: a step down, then by the auxiliary kernel to a noisier time, from where the next step starts.
 
 Of tokens this is remasking (Wang et al. 2025, ReMDM): what was revealed can be masked and decided anew. Of numbers it
-is the restart of Xu et al. 2023. A step up from x_s to x_t by the noising kernel F, whose way back is the proposal
-A(x_s | x_t), weighs the path of targets q by
+is the restart of Xu et al. 2023. A step up from x_s to x_t by the auxiliary kernel B (for tokens the noising kernel),
+whose way back is the proposal A(x_s | x_t), weighs the path of targets q by
 
-    q_t(x_t) A(x_s | x_t) / [q_s(x_s) F(x_t | x_s)],
+    q_t(x_t) A(x_s | x_t) / [q_s(x_s) B(x_t | x_s)],
 
 one over what the step down weighs: the target is the same as without it, and no network is called more often, for
 nobody looks at x_s.

@@ -98,10 +98,10 @@ def steer(
         :mod:`rnejax.control.proposals`. Of tokens ``locally_optimal`` (the default), ``base``, or an object; see
         :mod:`rnejax.control.token_proposals`.
       num_groups: independent runs at once, whose spread is the standard error.
-      renoise: how far a step goes up again by the noising kernel once it is down: a function of the time t it has come
-        to that returns a time t+ >= t (t for none), or :class:`rnejax.control.Remask`. The next step starts there, so
+      renoise: how far a step goes up again by the auxiliary kernel once it is down: a function of the time t it has
+        come to that returns a time t+ >= t (t for none), or :class:`rnejax.control.Remask`. The next step starts there, so
         that what was decided can be decided anew, at no further evaluation; weights count the way up as well. For
-        constant exponents and proposals whose auxiliary kernel is the noising kernel.
+        constant exponents and proposals whose auxiliary kernel does not look at the models, (1.0, 0.0) for numbers.
       scheme: ``multinomial``, ``stratified``, ``systematic`` or ``residual``.
       every: resample every so many steps instead of by effective sample size.
       window: resample only in steps that begin at a time inside [low, high].
@@ -191,15 +191,17 @@ def prepare(
         renoises=bool((tops > times).any()),
     )
     evaluate_last = chosen.needs_auxiliary(exponents.sum(axis=1))
-    if problem.renoises and (evaluate_last or not follows_noising(chosen) or np.ptp(exponents, axis=0).any()):
+    looks = evaluate_last or hasattr(chosen, "log_increment")
+    looks |= not process.is_discrete and any(reward.gradient and not reward.exact for reward in target.rewards)
+    if problem.renoises and (looks or np.ptp(exponents, axis=0).any()):
         raise ValueError(
-            "renoise needs exponents that are constant and an auxiliary kernel that is the noising kernel, such as "
-            "proposal=(1.0, 0.0) for numbers"
+            "renoise needs exponents that are constant and an auxiliary kernel that does not look at what models and "
+            "rewards say of a state: proposal=(1.0, 0.0) for numbers, and no gradients of rewards that are not exact"
         )
-    if getattr(chosen, "num_candidates", 1) > 1 and (evaluate_last or not follows_noising(chosen)):
+    if getattr(chosen, "num_candidates", 1) > 1 and looks:
         raise ValueError(
-            "candidates are chosen before anything is known of what their auxiliary kernel would be: take a proposal "
-            "whose auxiliary kernel is the noising kernel, such as (1.0, 0.0) for numbers"
+            "candidates are chosen before models and rewards have looked at them, and so must not have an auxiliary "
+            "kernel that looks: take (1.0, 0.0) for numbers, and no gradients of rewards that are not exact"
         )
     check_last_time(process, times, evaluate_last)
     return problem, control_steps(process, times, tops, exponents, strengths, evaluate_last), times

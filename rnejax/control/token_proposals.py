@@ -114,7 +114,7 @@ class Candidates:
 
     Attributes:
       num_candidates: of every particle, in every step.
-      proposal: any whose auxiliary kernel is the noising kernel; default, the models' own kernels.
+      proposal: any whose auxiliary kernel does not look at what the models say; default, the models' own kernels.
 
     Source: nested sampling of proposals (Naesseth et al. 2015); of rewards in diffusion, Li et al. 2024 (SVDD), who
     take the best and weigh nothing.

@@ -37,6 +37,8 @@ gospels and letters (the New Testament).
 
 CLASSIFIERS = ("reward", "judge")
 
+_UNKNOWN = 5.0
+
 MAX_PENALTY = 80.0
 """The largest finite penalty of a missing word, in nats: e^-80 is about what a float32 can still tell from 0."""
 
@@ -240,7 +242,7 @@ def load_text_classifier(name: str) -> Callable[[Any], Array]:
 
     Returns:
         a pytree that is called with tokens, shape (..., 40), or rows, shape (..., 40, 512), and returns shape (..., 4).
-        PAD and MASK do not count; with nothing else, it returns what is about the groups' shares.
+        PAD and MASK do not count; of nothing else, "reward" says the groups' shares.
 
     Raises:
         ValueError: if `name` is another word.
@@ -298,18 +300,18 @@ class Topic:
 def pairs(params: Any, x: Any) -> Array:
     """Log-probabilities, shape (..., n), from the pieces that are there and from those that stand side by side.
 
-    Vectors of the pieces, averaged over the known tokens, and products of a vector of a piece and another one of the
-    next, averaged over the known pairs; then one hidden layer. All smooth (SiLU). Of rows, the averages are
-    expectations over independent positions.
+    Vectors of the pieces, averaged over the known tokens and five zeros, and products of a vector of a piece and
+    another one of the next, averaged over the known pairs and five zeros; then one hidden layer. All smooth (SiLU). Of
+    rows, the sums are expectations over independent positions.
 
     Args:
         params: arrays "pieces", "first" and "second", (512, width); "hidden" and "head", with "kernel" and "bias".
         x: tokens, shape (..., 40), or rows, shape (..., 40, 512).
     """
     known = _known(x)
-    pieces = jnp.sum(_embed(params["pieces"], x), axis=-2) / _at_least_one(known)
+    pieces = _average(_embed(params["pieces"], x), known)
     both = _embed(params["first"], x)[..., :-1, :] * _embed(params["second"], x)[..., 1:, :]
-    neighbours = jnp.sum(both, axis=-2) / _at_least_one(known[..., :-1] * known[..., 1:])
+    neighbours = _average(both, known[..., :-1] * known[..., 1:])
     hidden = jax.nn.silu(_dense(params["hidden"], jnp.concatenate([pieces, neighbours], axis=-1)))
     return jax.nn.log_softmax(_dense(params["head"], hidden))
 
@@ -355,8 +357,9 @@ def _embed(table: Array, x: Any) -> Array:
     return jnp.concatenate([table, jnp.zeros_like(table[:1])])[x]
 
 
-def _at_least_one(known: Array) -> Array:
-    return jnp.maximum(jnp.sum(known, axis=-1, keepdims=True), 1)
+def _average(vectors: Array, known: Array) -> Array:
+    """Over positions, with `_UNKNOWN` zeros more, so that little is made of few tokens."""
+    return jnp.sum(vectors, axis=-2) / (jnp.sum(known, axis=-1, keepdims=True) + _UNKNOWN)
 
 
 def _dense(layer: Any, x: Array) -> Array:

@@ -114,6 +114,21 @@ def test_the_time_that_the_network_is_given_has_the_law_of_the_number_of_masks()
     np.testing.assert_allclose(1 - cosine.alpha(np.asarray(time_at_loss(cosine, jnp.asarray(lost)))), lost, atol=1e-5)
 
 
+def test_antithetic_masks_are_complementary():
+    """m masks and length + 1 - m others: together they cover every position, and one of them twice."""
+    seen = []
+
+    def record(x, t):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x) == 3), x)
+        return jnp.zeros((len(x), 4, 3))
+
+    token_bound_loss(KEY, rj.processes.Masked(3, 4), record, X, antithetic=True, batched=True)
+    jax.effects_barrier()
+    first, second = seen
+    np.testing.assert_array_equal(first | second, True)
+    np.testing.assert_array_equal((first & second).sum(axis=1), 1)
+
+
 def test_the_loss_for_fit_is_per_token_and_gives_the_network_its_condition():
     def apply(params, x, t, condition, key):
         assert condition.shape == (81, 2)
