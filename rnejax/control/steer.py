@@ -99,8 +99,8 @@ def steer(
         :mod:`rnejax.control.token_proposals`.
       num_groups: independent runs at once, whose spread is the standard error.
       renoise: how far a step goes up again by the auxiliary kernel once it is down: a function of the time t it has
-        come to that returns a time t+ >= t (t for none), or :class:`rnejax.control.Remask`. The next step starts there, so
-        that what was decided can be decided anew, at no further evaluation; weights count the way up as well. For
+        come to that returns a time t+ >= t (t for none), or :class:`rnejax.control.Remask`. The next step starts there,
+        so that what was decided can be decided anew, at no further evaluation; weights count the way up as well. For
         constant exponents and proposals whose auxiliary kernel does not look at the models, (1.0, 0.0) for numbers.
       scheme: ``multinomial``, ``stratified``, ``systematic`` or ``residual``.
       every: resample every so many steps instead of by effective sample size.
