@@ -51,10 +51,13 @@ SHIFT = 2
 
 
 class Pictures(NamedTuple):
-    """Ink, shape (n, variants, 28, 28, 1), bool; conditions, shape (n, 3), which all variants of a picture share."""
+    """Ink, shape (n, variants, 28, 28, 1), bool, first the pictures as they are; conditions, shape (n, 3), of all of
+    its variants; number, shape (n,).
+    """
 
     ink: np.ndarray
     conditions: np.ndarray
+    number: np.ndarray
 
 
 def main() -> None:
@@ -74,10 +77,19 @@ def train(name: str, recipe: dict[str, Any], output: Path, batch_size: int = 64)
     init_key, fit_key = jax.random.split(jax.random.key(recipe["seed"]))
     apply, params = functional(build(recipe["network"], init_key, **recipe["arguments"]))
     data = pictures(recipe["half"], recipe["warps"], recipe["seed"])
+    others = jnp.asarray(data.ink[:, 0, ..., 0], jnp.float32)
+
+    def see(key: jax.Array, variants: jax.Array, number: jax.Array) -> jax.Array:
+        which_key, whether_key, shift_key, soft_key = jax.random.split(key, 4)
+        ink = variants[jax.random.randint(which_key, (), 0, len(variants))][..., 0].astype(jnp.float32)
+        seen = shift(shift_key, ink)
+        if recipe["soft"]:
+            softened = soften(soft_key, ink, number, others, recipe["drawn"])
+            seen = jnp.where(jax.random.bernoulli(whether_key), softened, seen)
+        return seen[..., None]
 
     def loss(key: jax.Array, params: Any, batch: Pictures) -> jax.Array:
-        keys = jax.random.split(key, len(batch.conditions))
-        ink = jax.vmap(lambda key, variants: augment(key, variants, recipe["soft"], recipe["drawn"]))(keys, batch.ink)
+        ink = jax.vmap(see)(jax.random.split(key, len(batch.number)), batch.ink, batch.number)
         return -said(digit_tokens.Matcher(apply, params)(ink), batch.conditions).sum(0)
 
     def evaluate(weights: Any) -> dict[str, float]:
@@ -131,7 +143,7 @@ def pictures(half: int, warps: int, seed: int) -> Pictures:
         # Slant and width are measured again: a version of which other words hold gives way to the image itself.
         same = (digit_tokens.classify(warped, labels) == conditions).all(1)
         variants.append(np.where(same[:, None, None, None], warped, variants[0]))
-    return Pictures(np.stack(variants, axis=1), conditions)
+    return Pictures(np.stack(variants, axis=1), conditions, np.arange(len(images)))
 
 
 def warp(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
@@ -145,39 +157,46 @@ def warp(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return grey >= rng.uniform(80, 176)
 
 
-def augment(key: jax.Array, variants: jax.Array, soft: bool, drawn: float) -> jax.Array:
-    """One version of a picture, shifted by whole pixels (as far as no ink is lost), which changes no word; softened."""
-    which_key, shift_key, soft_key = jax.random.split(key, 3)
-    ink = variants[jax.random.randint(which_key, (), 0, len(variants))][..., 0]
+def shift(key: jax.Array, ink: jax.Array) -> jax.Array:
+    """A picture shifted by whole pixels, as far as no ink is lost: no word changes."""
     shifts = []
-    for axis, number in enumerate(jax.random.randint(shift_key, (2,), -SHIFT, SHIFT + 1)):
-        occupied = jnp.any(ink, axis=1 - axis)
-        before, after = jnp.argmax(occupied), jnp.argmax(occupied[::-1])
-        shifts.append(jnp.clip(number, -before, after))
-    ink = jnp.roll(ink, jnp.stack(shifts), axis=(0, 1)).astype(jnp.float32)
-    return (soften(soft_key, ink, drawn) if soft else ink)[..., None]
+    for axis, number in enumerate(jax.random.randint(key, (2,), -SHIFT, SHIFT + 1)):
+        occupied = jnp.any(ink > 0, axis=1 - axis)
+        shifts.append(jnp.clip(number, -jnp.argmax(occupied), jnp.argmax(occupied[::-1])))
+    return jnp.roll(ink, jnp.stack(shifts), axis=(0, 1))
 
 
-def soften(key: jax.Array, ink: jax.Array, drawn: float) -> jax.Array:
-    """Half of the pictures: a random share of their patches is not known, but guessed.
+def soften(key: jax.Array, ink: jax.Array, number: jax.Array, others: jax.Array, drawn: float) -> jax.Array:
+    """A picture of which only a random share of the patches is known, and the rest guessed.
 
-    A guess is between what shows where nothing is known (the mean ink of the training images) and the picture itself,
-    blurred by 0.5 to 3 pixels. Some of the guesses are drawn: each pixel is ink with the probability that was guessed,
-    as in completions of tokens that know nothing of each other.
+    Half of the guesses are what a model may expect: a mean of the ``others``, without the one of this number,
+    weighted with exp(-beta * (pixels that differ from what is known)), and up to a part, the larger the more is known,
+    the truth. The other half is between what shows where nothing is known (the mean ink of the training images) and a
+    blur, by 0.5 to 3 pixels, of the truth. Some of the guesses are ``drawn``: each pixel is ink with the probability
+    that was guessed, as in completions of tokens that know nothing of each other.
     """
-    whether_key, share_key, patch_key, blur_key, mix_key, drawn_key, draw_key = jax.random.split(key, 7)
-    share = jax.random.uniform(share_key, maxval=1.1)
-    unknown = jax.random.bernoulli(patch_key, jnp.minimum(share, 1.0), digit_tokens.GRID)
-    unknown = jnp.repeat(jnp.repeat(unknown, digit_tokens.PATCH, axis=0), digit_tokens.PATCH, axis=1)
-    width = jax.random.uniform(blur_key, minval=0.5, maxval=3.0)
+    share_key, patch_key, *keys = jax.random.split(key, 8)
+    share = jnp.minimum(jax.random.uniform(share_key, maxval=1.1), 1.0)
+    known = jax.random.bernoulli(patch_key, 1.0 - share, digit_tokens.GRID)
+    known = jnp.repeat(jnp.repeat(known, digit_tokens.PATCH, axis=0), digit_tokens.PATCH, axis=1)
+
+    beta = jnp.exp(jax.random.uniform(keys[0], minval=jnp.log(0.1), maxval=0.0))
+    differ = jnp.sum(known * ink) + jnp.tensordot(others, known * (1.0 - 2.0 * ink), 2)
+    weights = jax.nn.softmax(jnp.where(jnp.arange(len(others)) == number, -jnp.inf, -beta * differ))
+    truth = (1.0 - share) * jax.random.uniform(keys[1])
+    expected = (1.0 - truth) * jnp.tensordot(weights, others, 1) + truth * ink
+
+    width = jax.random.uniform(keys[2], minval=0.5, maxval=3.0)
     places = jnp.arange(len(ink))
     kernel = jnp.exp(-0.5 * jnp.square((places[:, None] - places) / width))
-    kernel = kernel / jnp.sum(jnp.exp(-0.5 * jnp.square(jnp.arange(-28, 29) / width)))
-    mix = jnp.clip(jax.random.uniform(mix_key, minval=-0.5, maxval=1.5), 0.0, 1.0)
-    guess = mix * digit_tokens.mean_ink()[..., 0] + (1 - mix) * kernel @ ink @ kernel.T
-    drawn_guess = jax.random.bernoulli(draw_key, guess).astype(guess.dtype)
-    guess = jnp.where(jax.random.bernoulli(drawn_key, drawn), drawn_guess, guess)
-    return jnp.where(jax.random.bernoulli(whether_key) & unknown, guess, ink)
+    kernel = kernel / jnp.sum(jnp.exp(-0.5 * jnp.square(jnp.arange(-len(ink), len(ink) + 1) / width)))
+    mix = jnp.clip(jax.random.uniform(keys[3], minval=-0.5, maxval=1.5), 0.0, 1.0)
+    blurred = mix * digit_tokens.mean_ink()[..., 0] + (1.0 - mix) * kernel @ ink @ kernel.T
+
+    which, whether = jax.random.bernoulli(keys[4], jnp.array([0.5, drawn]))
+    guess = jnp.where(which, expected, blurred)
+    guess = jnp.where(whether, jax.random.bernoulli(keys[5], guess), guess)
+    return jnp.where(known, ink, guess)
 
 
 # What they know
@@ -234,8 +253,9 @@ def card(name: str, recipe: dict[str, Any], made: dict[str, Any], scores: dict[s
     seen = "binary, warped and shifted without a change of their words"
     if recipe["soft"]:
         seen += (
-            "; in half of them a random share of the 2 x 2 patches is replaced by a guess, between the mean ink of the "
-            f"training images and a blur of itself; {recipe['drawn']:.0%} of the guesses are drawn, each pixel ink or paper"
+            "; half of the time only a random share of the 2 x 2 patches is known, and the rest is guessed: as the mean "
+            "of others like it, or between the mean ink of the training images and a blur of the picture; "
+            f"{recipe['drawn']:.0%} of the guesses are drawn, each pixel ink or paper"
         )
     text = f"""# digit_tokens_{name}
 
