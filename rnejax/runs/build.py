@@ -254,15 +254,15 @@ def check_rewards(targets: Sequence[Any], model: rj.DiffusionModel) -> None:
     """
     for tilt in targets:
         reward = tilt.reward
-        function, host = build_reward(reward)
-        if host:
-            continue
         process, shape, dtype = model.process, model.shape, model.process.dtype
         if isinstance(reward, TokenReward) != process.is_discrete and not isinstance(reward, FunctionReward):
             what = "tokens" if isinstance(reward, TokenReward) else "pictures of numbers"
             raise ConfigError(
                 f"target.reward.kind = {reward.kind} is for {what}, which are not the states of the model"
             )
+        function, host = build_reward(reward)
+        if host:
+            continue
         if process.is_discrete and tilt.gradient:
             shape, dtype = process.relaxed_shape(shape), jnp.result_type(float)
         name = getattr(reward, "function", reward.kind)

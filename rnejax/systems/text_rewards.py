@@ -83,9 +83,9 @@ class ContainsWord:
     pieces, and of no letter after them. So it is never below -penalty, and nearly log P where P is far above
     e^-penalty.
 
-    Its gradient is large where P is small: of log P it is that of P divided by P, thousands of nats for a word
-    that is not expected, of which the first-order change of a step is nothing like the true one. Give the proposal a
-    bound, ``rnejax.control.TokenProposal(trust=1.0)``, or let it follow nothing (``gradient=False``).
+    Its gradient is that of P divided by P: thousands of nats where the word is not expected, for tokens that would
+    change the reward by a few. A proposal that follows it to first order writes the word everywhere, and weights do not
+    make up for that. So steer by such values with ``proposal="base"``, or without a gradient.
 
     Args:
         word: one word, or several, in the vocabulary's characters.

@@ -54,7 +54,8 @@ def inputs(name, count):
     return {"mlp": (x, t), "egnn": (x, t), "unet": (x, t, jnp.arange(count) % 4)}.get(name, (x,))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# Networks of tokens have tests of their own (test_token_networks.py).
+@pytest.mark.parametrize("name", [name for name in NETWORKS if not name.startswith("token_")])
 def test_a_batch_gives_what_its_examples_give_one_by_one(name):
     apply, params = compiled(name, **(SMALL_UNET if name == "unet" else {}))
     arguments = inputs(name, 3)
