@@ -692,7 +692,8 @@ def judge(tokens: Any, conditions: Any) -> Verdict:
     measured = classify(images, np.where(digit == NULL_DIGIT, seen, digit))
     measured[..., 0] = seen
     agrees = unsaid | (measured == conditions)
-    return Verdict(np.asarray(log_prob), *np.moveaxis(agrees, -1, 0), agrees.all(-1))
+    digit_fits, width_fits, slant_fits = np.moveaxis(agrees, -1, 0)
+    return Verdict(np.asarray(log_prob), digit_fits, width_fits, slant_fits, agrees.all(-1))
 
 
 def _log_probs_said(found: LogProbs, conditions: jax.Array) -> list[jax.Array]:

@@ -101,7 +101,7 @@ class ContainsWord:
 
     def __init__(self, word: str, penalty: Any = 10.0):
         (pieces,) = text.word_token_sequences(word)
-        if not is_traced(penalty) and not (np.ndim(penalty) == 0 and float(penalty) == math.inf):
+        if not is_traced(penalty) and not (np.ndim(penalty) == 0 and penalty == math.inf):
             number = check_number("penalty", penalty, positive=True)
             if number > MAX_PENALTY:
                 raise ValueError(
@@ -124,12 +124,11 @@ class ContainsWord:
             matches = (x[..., None] == self.pieces).astype(self.penalty.dtype)
             ends = 1 - jnp.asarray(_begins_with_letter(), self.penalty.dtype)[x]
         length = len(self.pieces)
+        starts = np.arange(text.LENGTH - length + 1)
+        pieces = matches[..., starts[:, None] + np.arange(length), np.arange(length)]
         ends = jnp.concatenate([ends, jnp.ones_like(ends[..., :1])], axis=-1)  # the end of the sequence ends a word
-        starts = text.LENGTH - length + 1
-        present = ends[..., length : length + starts]
-        for i in range(length):
-            present = present * matches[..., i : i + starts, i]
-        return _log_mixture(_probability_of_any(present), self.penalty)
+        present = _reduce(lambda p, q: p * q, 1, pieces) * ends[..., length:]
+        return _log_mixture(_reduce(lambda p, q: p + q * (1 - p), 0, present), self.penalty)
 
 
 @_pytree
@@ -178,13 +177,14 @@ def _begins_with_letter() -> np.ndarray:
     return np.array([piece[:1].isalpha() for piece in text.pieces()] + [False])
 
 
-def _probability_of_any(p: Array) -> Array:
-    """1 - prod(1 - p) along the last axis, in pairs: exact for zeros and ones, and accurate for small p."""
+def _reduce(combine: Callable[[Array, Array], Array], neutral: float, p: Array) -> Array:
+    """What an associative function makes of the last axis: in pairs, so that it is a few operations, exact for zeros
+    and ones in the gradient too.
+    """
     while p.shape[-1] > 1:
         if p.shape[-1] % 2:
-            p = jnp.concatenate([p, jnp.zeros_like(p[..., :1])], axis=-1)
-        first, second = p[..., 0::2], p[..., 1::2]
-        p = first + second * (1 - first)
+            p = jnp.concatenate([p, jnp.full_like(p[..., :1], neutral)], axis=-1)
+        p = combine(p[..., 0::2], p[..., 1::2])
     return p[..., 0]
 
 

@@ -12,16 +12,25 @@ import pytest
 from rnejax.processes import Masked
 from rnejax.systems import text
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_text_vocabulary.py"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 SENTENCE = "the lord is my shepherd; i shall not want."
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("make_text_vocabulary")
+
+
+@pytest.fixture(scope="module")
+def describe() -> ModuleType:
+    return load_script("describe_text")
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +114,37 @@ def test_names_printed_otherwise_are_spelled_in_the_alphabet():
     assert re.fullmatch(r"[a-z ,.;:?!'\n-]+", everything)
     assert "the lord is my shepherd; i shall not want." in everything  # [is] and LORD in the book
     assert "render therefore unto caesar the things which are caesar's" in everything
+
+
+@pytest.mark.parametrize("split", text.SPLITS)
+def test_every_sentence_is_in_the_book_that_it_is_said_to_be_from(split):
+    rows, books = text.load_with_books(split)
+    assert rows is text.load(split)
+    assert books.shape == (len(rows),)
+    assert books.dtype == np.int32
+    contents = {}
+    for number, verse in text._verses()[split].items():
+        contents.setdefault(number // 1_000_000, []).append(verse)
+    contents = {book: "\n".join(lines) for book, lines in contents.items()}
+    assert all(text.decode(row) in contents[book] for row, book in zip(rows[::7], books[::7].tolist(), strict=True))
+    assert set(contents) == set(books.tolist())
+
+
+def test_books_are_numbered_in_the_order_of_the_book():
+    rows, books = text.load_with_books("train")
+    known = {
+        "in the beginning god created the heaven and the earth.": 1,
+        "he maketh me to lie down in green pastures:": 19,
+    }
+    for sentence, book in known.items():
+        found = [b for row, b in zip(rows, books, strict=True) if text.decode(row).startswith(sentence)]
+        assert found == [book]
+    assert (books.min(), books.max()) == (1, 66)
+
+
+def test_nobody_can_change_the_books_for_the_others():
+    with pytest.raises(ValueError, match="read-only"):
+        text.load_with_books("test").books[0] = 1
 
 
 def test_an_unknown_part_is_named_in_the_error():
@@ -423,3 +463,36 @@ def test_a_corpus_file_in_another_encoding_is_an_error(tmp_path):
     path.write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.txt must be text in UTF-8"):
         text.read_corpus(path)
+
+
+# ----- count models
+
+
+def test_counts_of_a_small_example_give_the_probabilities_worked_out_by_hand(describe):
+    # Sentences "a b" and "a a b", rows of 4: the events are a b PAD, a a b PAD. V = 512.
+    a, b, pad = 1, 2, text.PAD
+    rows = np.array([[a, b, pad, pad], [a, a, b, pad]])
+    tables = [describe.count(rows, order) for order in (1, 2)]
+    u = 1 / 512
+    p1 = {a: (3 + 3 * u) / 10, b: (2 + 3 * u) / 10, pad: (2 + 3 * u) / 10}  # 7 events of 3 different tokens
+    start_a = (2 + p1[a]) / 3  # both sentences start with a
+    a_a, a_b = (1 + 2 * p1[a]) / 5, (2 + 2 * p1[b]) / 5  # a is followed by a once, by b twice
+    b_pad = (2 + p1[pad]) / 3
+    expected = [np.log(start_a * a_b * b_pad), np.log(start_a * a_a * a_b * b_pad)]
+    np.testing.assert_allclose(describe.log_probabilities(rows, tables), expected, rtol=1e-12)
+    # Nothing is known of c, nor of what follows it; and a full row ends without PAD.
+    c, p1_c = 3, 3 * u / 10
+    expected = np.log(p1_c / 3 * p1[a] * a_a * a_a)
+    np.testing.assert_allclose(describe.log_probabilities(np.array([[c, a, a, a]]), tables), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("orders", [1, 2, 3, 4])
+def test_probabilities_of_counts_sum_to_one_over_what_may_come_next(describe, orders):
+    tables = [describe.count(text.load("validation"), order) for order in range(1, orders + 1)]
+    start = text.encode("and the lord said")
+    length = int(np.sum(start != text.PAD))
+    longer = np.tile(start, (text.VOCAB_SIZE, 1))
+    longer[:, length] = np.arange(text.VOCAB_SIZE)
+    longer = longer[:, : length + 1]  # rows that are full with it
+    so_far = describe.log_probabilities(longer[:1, :length], tables)
+    assert np.sum(np.exp(describe.log_probabilities(longer, tables) - so_far)) == pytest.approx(1.0, rel=1e-9)
