@@ -61,7 +61,8 @@ class ConditionEmbedding(nnx.Module):
 
 class TransformerBlock(nnx.Module):
     """Self-attention and a two-layer network, each behind a layer norm whose scale and shift follow e (DiT, Peebles &
-    Xie 2023), and each starting as zero.
+    Xie 2023), and each starting as zero. Queries and keys are turned by angles that grow with their positions (rotary
+    embedding, Su et al. 2021), so that how much one token looks at another follows from how far apart they are, too.
     """
 
     def __init__(self, width: int, embedding: int, num_heads: int, dropout_rate: float, *, rngs: nnx.Rngs):
@@ -86,6 +87,7 @@ class TransformerBlock(nnx.Module):
         *lead, length, width = h.shape
         size = width // self.num_heads
         query, key, value = jnp.split(self.qkv(h).reshape(*lead, length, 3 * self.num_heads, size), 3, axis=-2)
+        query, key = _turned(query), _turned(key)
         scores = jnp.einsum("...qhc,...khc->...hqk", query, key) / math.sqrt(size)
         return jnp.einsum("...hqk,...khc->...qhc", nnx.softmax(scores, axis=-1), value).reshape(h.shape)
 
@@ -96,7 +98,7 @@ class TokenTransformer(nnx.Module):
     Args:
         vocab_size: number of tokens, without MASK.
         length: of a sequence.
-        width: features of a token, a multiple of `num_heads`.
+        width: features of a token, a multiple of twice `num_heads`.
         num_layers, num_heads: of the transformer.
         condition_sizes: the numbers of classes of each entry of a condition; that number itself means "not said".
         time: whether the network looks at the time.
@@ -104,7 +106,7 @@ class TokenTransformer(nnx.Module):
         rngs: source of the initial weights.
 
     Raises:
-        ValueError: if num_heads does not divide width.
+        ValueError: if 2 num_heads does not divide width.
     """
 
     def __init__(
@@ -120,8 +122,8 @@ class TokenTransformer(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        if width % num_heads:
-            raise ValueError(f"num_heads must divide width: got {num_heads} heads for a width of {width}")
+        if width % (2 * num_heads):
+            raise ValueError(f"2 num_heads must divide width: got {num_heads} heads for a width of {width}")
         self.vocab_size, self.length = vocab_size, length
         self.embed = nnx.Embed(vocab_size + 1, width, rngs=rngs)
         self.positions = nnx.Embed(length, width, rngs=rngs)
@@ -237,3 +239,13 @@ def _layer_norm(h: jax.Array, epsilon: float = 1e-5) -> jax.Array:
 def _within(x: jax.Array, vocab_size: int) -> jax.Array:
     """The token; one outside [0, vocab_size] past the end, where an embedding is NaN: negative ones would wrap."""
     return jnp.where((x < 0) | (x > vocab_size), vocab_size + 1, x)
+
+
+def _turned(h: jax.Array) -> jax.Array:
+    """Pairs (h_i, h_{i + size/2}) of h, (..., length, heads, size), turned by position * 10000^(-2 i / size)."""
+    length, _, size = h.shape[-3:]
+    frequencies = 10_000.0 ** (-jnp.arange(size // 2) / (size // 2))
+    angles = (jnp.arange(length)[:, None] * frequencies)[:, None, :]
+    first, second = jnp.split(h, 2, axis=-1)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)

@@ -6,8 +6,9 @@ import numpy as np
 from steering_problems import FIRST, SECOND, TIMES, VP, growing, log_normal, pull
 
 import rnejax as rj
-from rnejax.control.problem import Steer, control_steps, initial_law
+from rnejax.control.problem import Steer, initial_law
 from rnejax.control.proposals import Drift
+from rnejax.control.steps import control_steps
 from rnejax.smc import Resampling, run
 
 KEY = jax.random.key(31)
@@ -92,7 +93,7 @@ def test_weights_equal_a_python_loop_along_the_saved_ancestry():
     saved = run(
         KEY,
         problem,
-        control_steps(VP, TIMES, exponents, strengths, evaluate_last=True),
+        control_steps(VP, TIMES, TIMES, exponents, strengths, evaluate_last=True),
         num_particles=16,
         resampling=Resampling(ess_threshold=1.01, window=(1, len(TIMES))),
         save=("ancestors", "particles", "log_increments"),
@@ -118,7 +119,7 @@ def test_looking_at_the_first_state_changes_no_density():
     exponents, top = target.exponents_at(TIMES), VP.level(TIMES[-1])
     initial = initial_law(target.models, top, exponents[-1])
     problem = Steer(target.models, (), initial, top, jnp.asarray(exponents[-1], float), Drift())
-    steps = control_steps(VP, TIMES, exponents, target.strengths_at(TIMES), True)
+    steps = control_steps(VP, TIMES, TIMES, exponents, target.strengths_at(TIMES), True)
     particles, _ = problem.init(KEY, 4)
     looked_at, _, _ = problem.step(KEY, particles, jax.tree.map(lambda leaf: leaf[0], steps))
     np.testing.assert_array_equal(looked_at.excess_log_densities.value, particles.excess_log_densities.value)
@@ -131,7 +132,7 @@ def test_one_particle_does_not_depend_on_the_others():
     rewards = tuple(reward.without_schedule() for reward in target.rewards)
     initial = initial_law(target.models, top, exponents[-1])
     problem = Steer(target.models, rewards, initial, top, jnp.asarray(exponents[-1], float), Drift())
-    steps = control_steps(VP, TIMES, exponents, strengths, True)
+    steps = control_steps(VP, TIMES, TIMES, exponents, strengths, True)
 
     @jax.jit
     def two_steps(particles):
