@@ -1,6 +1,7 @@
 """The numbers that runs record, against hand-made results, and the targets that configurations stand for."""
 
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ class TestNumbers:
         config = steering(target={"kind": "tilt", "reward": reward}, judge="judge", judge_label=2)
         x, log_weights = steer.pool(two_groups(), (1,))
         judge = lambda x: jnp.arange(4.0) == x[0]  # noqa: E731 - sees the class that a particle's place is
-        steer.record_quality(notes, config, judge, x, log_weights, "_here")
+        steer.record_quality(notes, config, partial(steer.judged_classes, judge, 2), x, log_weights, "_here")
         assert notes.metrics["reward_function_here"] == pytest.approx(SHARES @ np.arange(4.0))
         np.testing.assert_allclose(notes.metrics["judged_classes_here"][:4], SHARES, rtol=1e-6)
         assert notes.metrics["judged_as_wanted_here"] == pytest.approx(SHARES[2])

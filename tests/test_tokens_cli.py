@@ -154,6 +154,8 @@ def test_steering_towards_a_prompt_is_judged(digits, tmp_path, overrides):
         ({"kind: prompt, prompt: a bold seven, strength: 0.5": "kind: ink"}, "kind = ink is for pictures of numbers"),
         ({"condition: a bold seven": "condition: 7"}, "takes a prompt"),
         ({"num_particles: 4": "num_particles: 4\nproposal: symmetric"}, "unknown proposal 'symmetric' for tokens"),
+        ({"judge: judge": "judge: reward"}, "judge = reward: pictures made of tokens are judged by judge"),
+        ({"judge: judge": "judge: judge\njudge_prompt: a bald seven"}, "judge_prompt: unknown word 'bald'"),
     ],
 )
 def test_mistakes_in_a_steering_configuration_are_named(digits, tmp_path, capsys, changes, message):
@@ -163,6 +165,54 @@ def test_mistakes_in_a_steering_configuration_are_named(digits, tmp_path, capsys
     code, _, _ = run(tmp_path, "steer", text)
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+WORDS = """
+model: MODEL
+target: {kind: tilt, base: {kind: model}, reward: REWARD, at: x0}
+num_particles: 4
+grid: {num_steps: 4}
+judge: judge
+compare_uncorrected: true
+"""
+
+
+@pytest.mark.parametrize(
+    ("reward", "overrides"),
+    [
+        ("{kind: word, word: lord, penalty: 3}", ("--target.gradient", "true")),
+        ("{kind: length, length: 12, spread: 4}", ("--candidates", "2", "--proposal", "base")),
+        ("{kind: topic, topic: prophets, strength: 0.5}", ("--target.exact", "false", "--target.draws", "2")),
+    ],
+    ids=["word", "length", "topic"],
+)
+def test_sentences_are_steered_judged_and_written_down(verses, tmp_path, reward, overrides):
+    text = WORDS.replace("MODEL", str(verses[0])).replace("REWARD", reward)
+    code, metrics, output = run(tmp_path, "steer", text, *overrides)
+    assert code == 0
+    for suffix in ("", "_uncorrected"):
+        groups = metrics["judged_groups" + suffix]
+        assert list(groups) == ["history", "poetry", "prophets", "gospels"]
+        assert sum(groups.values()) == pytest.approx(1)
+        assert np.isfinite(metrics[f"reward_{reward[7:].partition(',')[0]}{suffix}"])
+    assert len((output / "samples.txt").read_text().splitlines()) == 4
+    assert len((output / "uncorrected.txt").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("{kind: topic, topic: law}", "'history', 'poetry', 'prophets', 'gospels'"),
+        ("{kind: word, word: gött}", "no character 'ö'"),
+        ("{kind: word, word: lord, penalty: 100}", "penalty must be"),
+    ],
+)
+def test_rewards_of_sentences_that_do_not_exist_are_named(verses, tmp_path, capsys, reward, message):
+    code, _, _ = run(tmp_path, "steer", WORDS.replace("MODEL", str(verses[0])).replace("REWARD", reward))
+    assert code == 2
+    error = capsys.readouterr().err
+    assert "target.reward" in error
+    assert message in error
 
 
 @pytest.mark.parametrize(

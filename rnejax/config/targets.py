@@ -82,7 +82,7 @@ class TopicReward(Section):
 
     kind: Literal["topic"]
     topic: str
-    """one of rnejax.systems.text_rewards.TOPICS"""
+    """one of rnejax.systems.text_rewards.GROUPS: history, poetry, prophets, gospels"""
     strength: Number = 1.0
     """multiplies the log-probability"""
     classifier: Literal["reward", "judge"] = "reward"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,9 +27,10 @@ from .build import (
 )
 from .comparison import Comparison
 from .folder import Output, RunFolder, require_pictures
-from .tokens import diversity_of_tokens, kind_of, show
+from .tokens import diversity_of_tokens, judge_of_prompt, judge_of_sentences, kind_of, show
 
-Judge = Callable[[Any], Any]
+Judge = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
+"""judge(x, shares) -> what the metrics say of samples with these weights."""
 
 
 def run(config: SteerRun, output: Output) -> None:
@@ -38,14 +40,10 @@ def run(config: SteerRun, output: Output) -> None:
     check_classes(config.model, *conditions(config.target))
     check_rewards(tilted(config.target), model)
     target = build_target(model, config.target)
-    if config.judge is None and config.judge_label is not None:
-        raise ConfigError(f"judge_label = {config.judge_label}, but judge is null: there is nobody to see it")
     check_pilots(config, target)
     check_moves(config, model.process)
     kind = kind_of(config.model)
-    judge = None if config.judge is None or model.process.is_discrete else load_classifier(config.judge)
-    if config.judge is not None and model.process.is_discrete and kind != "digit_tokens":
-        raise ConfigError(f"judge = {config.judge} judges pictures; {config.model} is a model of other tokens")
+    judge = find_judge(config, model, kind)
     comparison = None if config.molecule is None else Comparison(config.molecule, model, config.model, config.target)
     require_pictures()
     folder = output.open()
@@ -195,25 +193,37 @@ def record_quality(
         # A particle without weight may have a reward of -inf, which the mean must not see as 0 * inf.
         metrics[f"reward_{reward.kind}"] = float(shares[shares > 0] @ values[shares > 0])
     if judge is not None:
-        seen = np.asarray(jax.lax.map(judge, x, batch_size=64)).argmax(-1)
-        metrics["judged_classes"] = np.bincount(seen, weights=shares, minlength=10)
-        label = judged_label(config)
-        if label is not None:
-            metrics["judged_as_wanted"] = metrics["judged_classes"][label]
-    if discrete and config.judge is not None:
-        metrics |= judged_prompt(config, x, shares)
+        metrics |= judge(x, shares)
     folder.record(**{name + suffix: value for name, value in metrics.items()})
 
 
-def judged_prompt(config: SteerRun, x: np.ndarray, shares: np.ndarray) -> dict[str, float]:
-    """What the judge says of pictures made of tokens, by weight: the prompt's log-probability, and what is right."""
-    from ..systems import digit_tokens
+def find_judge(config: SteerRun, model: Any, kind: str | None) -> Judge | None:
+    """Whoever judges this kind of samples.
 
-    prompt = config.judge_prompt or wanted_prompt(config.target)
-    if prompt is None:
-        raise ConfigError("judge needs a prompt to judge by: set judge_prompt")
-    verdict = digit_tokens.judge(x, digit_tokens.parse(prompt))
-    return {f"judged_{name}": float(shares @ np.asarray(value)) for name, value in verdict._asdict().items()}
+    Raises:
+      ConfigError: for a judge of something else, or one that does not know what to look for.
+    """
+    if config.judge is None:
+        if config.judge_label is not None:
+            raise ConfigError(f"judge_label = {config.judge_label}, but judge is null: there is nobody to see it")
+        return None
+    if not model.process.is_discrete:
+        return partial(judged_classes, load_classifier(config.judge), judged_label(config))
+    if kind == "digit_tokens":
+        prompt = config.judge_prompt or wanted_prompt(config.target)
+        if prompt is None:
+            raise ConfigError("judge needs a prompt to judge by: set judge_prompt")
+        return judge_of_prompt(config.judge, prompt)
+    if kind == "text":
+        return judge_of_sentences(config.judge)
+    raise ConfigError(f"judge = {config.judge}: whether {config.model} makes pictures or sentences is not known")
+
+
+def judged_classes(classifier: Any, label: int | None, x: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
+    """The classes that a classifier of images sees, by weight."""
+    seen = np.asarray(jax.lax.map(classifier, x, batch_size=64)).argmax(-1)
+    classes = np.bincount(seen, weights=shares, minlength=10)
+    return {"judged_classes": classes} | ({} if label is None else {"judged_as_wanted": classes[label]})
 
 
 def wanted_prompt(target: Any) -> str | None:

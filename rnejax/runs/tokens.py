@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -84,6 +85,42 @@ def build_token_reward(reward: TokenReward) -> Any:
         return text_rewards.Topic(text_rewards.load_text_classifier(reward.classifier), reward.topic)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(f"target.reward: {error}") from error
+
+
+def judge_of_prompt(name: str, prompt: str) -> Callable[[np.ndarray, np.ndarray], dict[str, float]]:
+    """judge(x, shares): a prompt's log-probability, and what of it is right, of pictures made of tokens, by weight.
+
+    Raises:
+      ConfigError: for a prompt that does not exist, or another judge than the one who also measures.
+    """
+    from ..systems import digit_tokens
+
+    if name != "judge":
+        raise ConfigError(f"judge = {name}: pictures made of tokens are judged by judge, who has seen no reward")
+    try:
+        condition = digit_tokens.parse(prompt)
+    except ValueError as error:
+        raise ConfigError(f"judge_prompt: {error}") from error
+
+    def judge(x: np.ndarray, shares: np.ndarray) -> dict[str, float]:
+        verdict = digit_tokens.judge(x, condition)
+        return {f"judged_{name}": float(shares @ np.asarray(value)) for name, value in verdict._asdict().items()}
+
+    return judge
+
+
+def judge_of_sentences(name: str) -> Callable[[np.ndarray, np.ndarray], dict[str, Any]]:
+    """judge(x, shares): which part of the corpus sentences look to be from, by weight."""
+    from ..systems import text_rewards
+
+    classifier = text_rewards.load_text_classifier(name)
+
+    def judge(x: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
+        seen = np.asarray(classifier(jnp.asarray(x))).argmax(-1)
+        found = np.bincount(seen, weights=shares, minlength=len(text_rewards.GROUPS))
+        return {"judged_groups": dict(zip(text_rewards.GROUPS, found.tolist(), strict=True))}
+
+    return judge
 
 
 def fill_in(model: rj.DiffusionModel, template: str, one_by_one: bool) -> tuple[rj.DiffusionModel, int | None]:
