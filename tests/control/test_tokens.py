@@ -228,6 +228,27 @@ def independent(seed, spread):
     return TokenLaw(3, 4, logits[np.arange(4), FIRST.sequences].sum(axis=1))
 
 
+@pytest.mark.parametrize(("kind", "renoise"), [*((kind, None) for kind in KINDS), ("masked", rj.control.Remask(0.2))])
+def test_reweighting_leads_to_a_law_that_the_model_does_not_have(kind, renoise):
+    """Of four steps of a tempered model that is wrong, weighted for another law: its sum, 5, and its expectations."""
+    model = KINDS[kind](TokenLaw.random(0, 3, 4, spread=0.5))
+    times, target = rj.time_grid(model.process, 4), rj.temper(model, 1.3)
+    log_probs = jnp.asarray(TokenLaw.random(2, 3, 4, spread=0.5).log_probs)
+    powers = jnp.asarray([27, 9, 3, 1])
+
+    def log_density(x):
+        return jnp.log(5.0) + log_probs[jnp.sum(x * powers)]
+
+    result = rj.steer(KEY, target, times, 32, num_groups=300, renoise=renoise, **QUIET)
+    weighted = rj.control.reweight(result, target, log_density)
+    sums = np.exp(np.asarray(weighted.log_normalizer, np.float64))
+    first = np.mean(np.exp(np.asarray(weighted.log_weights)) * (np.asarray(result.particles)[..., 0] == 0), axis=-1)
+    share = 5.0 * float(jnp.sum(jnp.exp(log_probs[:27])))  # those that begin with token 0
+    for estimates, exact in ((sums, 5.0), (sums * first, share)):
+        assert abs(estimates.mean() - exact) < 4 * estimates.std(ddof=1) / np.sqrt(len(estimates))
+        assert estimates.std(ddof=1) / np.sqrt(len(estimates)) < 0.05 * exact  # otherwise nothing is tested
+
+
 @pytest.mark.parametrize("kind", ["masked", "uniform"])
 @pytest.mark.parametrize(
     ("name", "proposal"),
