@@ -3,17 +3,20 @@
     python scripts/benchmark_token_rewards.py [--prompts 6] [--runs 16] [--particles 1 2 4 8 16 32]
 
 The shipped model of digits in tokens is given the digit of a prompt and nothing of how it is drawn; how wide and how
-slanted it is has to come from a reward, a network that scores pictures against prompts. (What the model itself can do
-when it is given the whole prompt is the last row.) N particles of 49 steps per sample; every method evaluates the
-model N times per step and returns one sample per run. The judge is another network, and measures width and slant.
+slanted it is has to come from a reward, a network that scores pictures against prompts. N particles of 49 steps per
+sample; every method evaluates the model N times per step and returns one sample per run. The judge is another network,
+and measures width and slant.
 
 - best of N: N samples of the model, the one of largest reward
 - Feynman-Kac steering (Singhal et al. 2025): the model's own kernel, reward of a completion, resampling at every fifth
   step; the particle of largest reward
 - ours: base, gradient and candidates, weighted, resampled below half the effective sample size; one particle by weight
 
+For comparison, without any reward: the model when it is given the whole prompt, the same with guidance (two evaluations
+per particle and step), and pictures that somebody drew, those of the validation and test images that fit.
+
 "Diversity" is the probability that two samples of one prompt differ at a position: steering that sends all runs to
-one picture has none.
+one picture has none. The sheet docs/pictures/digits_tokens_prompts.png shows samples of each prompt.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import rnejax as rj
+from rnejax import plot
 from rnejax.systems import digit_tokens
 
 PROMPTS = (
@@ -41,11 +46,54 @@ PROMPTS = (
     "a thin backslanted eight",
 )
 SCALE = 2.0
+GUIDANCE = 2.0
+SHOWN = 6
+"""samples of a prompt and a method on the sheet"""
 
-Method = Callable[[jax.Array, rj.DiffusionModel, Any, np.ndarray, int, int], np.ndarray]
+
+@dataclass(frozen=True)
+class Problem:
+    """The model, what the prompt says, and how well a picture fits it."""
+
+    model: rj.DiffusionModel
+    condition: np.ndarray
+    reward: Any
+
+    def told(self, *entries: int) -> rj.DiffusionModel:
+        """The model given these entries of the prompt."""
+        given = np.array(digit_tokens.NULL, np.int32)
+        given[list(entries)] = self.condition[list(entries)]
+        return self.model.with_condition(jnp.asarray(given))
 
 
-def best_of_n(key: Any, model: Any, reward: Any, times: Any, n: int, runs: int) -> np.ndarray:
+Method = Callable[[jax.Array, Problem, np.ndarray, int, int], np.ndarray]
+
+
+def whole_prompt(key: Any, problem: Problem, times: Any, n: int, runs: int) -> np.ndarray:
+    return np.asarray(rj.sample(key, problem.told(0, 1, 2), times, runs, progress=False).x)
+
+
+def guided(ess_threshold: float) -> Method:
+    def method(key: Any, problem: Problem, times: Any, n: int, runs: int) -> np.ndarray:
+        target = rj.guide(problem.told(), problem.told(0, 1, 2), GUIDANCE)
+        options = {"ess_threshold": ess_threshold, "num_groups": runs, "warn": False, "progress": False}
+        return one_each(key, target, times, n, runs, weighted=ess_threshold > 0, **options)
+
+    return method
+
+
+def one_each(key: Any, target: Any, times: Any, n: int, runs: int, weighted: bool = True, **options: Any) -> np.ndarray:
+    """One particle of each run, by weight or the first."""
+    key_run, key_choose = jax.random.split(key)
+    result = rj.steer(key_run, target, times, n, **options)
+    x, log_weights = np.asarray(result.particles), np.asarray(result.log_weights)
+    gumbel = np.asarray(jax.random.gumbel(key_choose, log_weights.shape))
+    chosen = (log_weights + gumbel).argmax(axis=1) if weighted else 0
+    return x[np.arange(runs), chosen]
+
+
+def best_of_n(key: Any, problem: Problem, times: Any, n: int, runs: int) -> np.ndarray:
+    model, reward = problem.told(0), problem.reward
     x = np.asarray(rj.sample(key, model, times, n * runs, progress=False).x)
     values = np.asarray(jax.lax.map(reward, jnp.asarray(x), batch_size=256)).reshape(runs, n)
     return x.reshape(runs, n, -1)[np.arange(runs), values.argmax(axis=1)]
@@ -54,20 +102,14 @@ def best_of_n(key: Any, model: Any, reward: Any, times: Any, n: int, runs: int) 
 def steered(best: bool = False, proposal: Any = "base", **options: Any) -> Method:
     tilt = {name: options.pop(name) for name in ("gradient", "draws") if name in options}
 
-    def method(key: Any, model: Any, reward: Any, times: Any, n: int, runs: int) -> np.ndarray:
-        key_run, key_choose = jax.random.split(key)
-        target = rj.tilt(model, reward, at="x0", scale=SCALE, **tilt)
-        result = rj.steer(
-            key_run, target, times, n, proposal=proposal, num_groups=runs, warn=False, progress=False, **options
-        )
-        x, log_weights = np.asarray(result.particles), np.asarray(result.log_weights)
-        if best:
-            score = np.asarray(jax.lax.map(reward, jnp.asarray(x.reshape(runs * n, -1)), batch_size=256))
-            chosen = score.reshape(runs, n).argmax(axis=1)
-        else:
-            gumbel = np.asarray(jax.random.gumbel(key_choose, log_weights.shape))
-            chosen = (log_weights + gumbel).argmax(axis=1)
-        return x[np.arange(runs), chosen]
+    def method(key: Any, problem: Problem, times: Any, n: int, runs: int) -> np.ndarray:
+        target = rj.tilt(problem.told(0), problem.reward, at="x0", scale=SCALE, **tilt)
+        settings = {"proposal": proposal, "num_groups": runs, "warn": False, "progress": False, **options}
+        if not best:
+            return one_each(key, target, times, n, runs, **settings)
+        x = np.asarray(rj.steer(key, target, times, n, **settings).particles)
+        score = np.asarray(jax.lax.map(problem.reward, jnp.asarray(x.reshape(runs * n, -1)), batch_size=256))
+        return x[np.arange(runs), score.reshape(runs, n).argmax(axis=1)]
 
     return method
 
@@ -84,16 +126,23 @@ METHODS: dict[str, Method] = {
 }
 
 
-def judge(x: np.ndarray, prompts: list[str]) -> dict[str, Any]:
-    """Of samples (prompts, runs, length): means over all, with standard errors over samples."""
-    conditions = np.stack([digit_tokens.parse(prompt) for prompt in prompts])
-    verdict = digit_tokens.judge(x.reshape(-1, x.shape[-1]), np.repeat(conditions, x.shape[1], axis=0))
-    row: dict[str, Any] = {}
+def real_pictures(prompts: list[str]) -> list[np.ndarray]:
+    """Of those that neither the model nor any matcher was trained on."""
+    parts = [digit_tokens.load(split) for split in ("validation", "test")]
+    tokens, conditions = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return [tokens[(conditions == digit_tokens.parse(prompt)).all(axis=1)] for prompt in prompts]
+
+
+def judge(x: list[np.ndarray], prompts: list[str]) -> dict[str, Any]:
+    """Of samples of each prompt, (runs, length): means over all, with standard errors over samples."""
+    conditions = [np.broadcast_to(digit_tokens.parse(prompt), (len(each), 3)) for prompt, each in zip(prompts, x)]
+    verdict = digit_tokens.judge(np.concatenate(x), np.concatenate(conditions))
+    row: dict[str, Any] = {"samples": sum(map(len, x))}
     for name, values in verdict._asdict().items():
         values = np.asarray(values, np.float64)
         row[name] = float(values.mean())
         row[f"{name}_error"] = float(values.std(ddof=1) / np.sqrt(values.size))
-    pairs = [np.mean(each[:, None] != each[None]) * len(each) / (len(each) - 1) for each in x]
+    pairs = [np.mean(each[:, None] != each[None]) * len(each) / (len(each) - 1) for each in x if len(each) > 1]
     row["diversity"] = float(np.mean(pairs))
     return row
 
@@ -107,35 +156,42 @@ def main() -> None:
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
+    parser.add_argument("--pictures", type=Path, default=Path("docs/pictures"))
     arguments = parser.parse_args()
     model = rj.load_model(arguments.model)
     times = rj.time_grid(model.process, arguments.steps)
     prompts = list(PROMPTS[: arguments.prompts])
     matcher = digit_tokens.load_matcher("reward")
     key = jax.random.key(arguments.seed)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    sheet: dict[str, np.ndarray] = {}
 
-    def run(name: str, method: Method, n: int, whole: bool) -> None:
+    def run(name: str, method: Method, n: int, shown: str = "") -> None:
         begin = time.perf_counter()
         found = []
         for i, prompt in enumerate(prompts):
             condition = digit_tokens.parse(prompt)
-            given = condition if whole else np.asarray([condition[0], *digit_tokens.NULL[1:]])
-            conditional = model.with_condition(jnp.asarray(given, jnp.int32))
-            reward = digit_tokens.Match(matcher, condition)
-            found.append(method(jax.random.fold_in(key, i), conditional, reward, times, n, arguments.runs))
-        rows.append({"method": name, "particles": n, **judge(np.stack(found), prompts)})
+            problem = Problem(model, condition, digit_tokens.Match(matcher, condition))
+            found.append(method(jax.random.fold_in(key, i), problem, times, n, arguments.runs))
+        rows.append({"method": name, "particles": n, **judge(found, prompts)})
         rows[-1]["seconds"] = round(time.perf_counter() - begin, 1)
         print(rows[-1], flush=True)
+        if shown:
+            sheet[shown] = np.stack(found)[:, :SHOWN]
 
+    largest = max(arguments.particles)
     for n in arguments.particles:
         for name, method in METHODS.items():
-            run(name, method, n, whole=False)
-    run("the model, given the whole prompt", best_of_n, 1, whole=True)
-    real = digit_tokens.load("test")
-    fits = [real.tokens[(real.conditions == digit_tokens.parse(prompt)).all(axis=1)] for prompt in prompts]
+            shown = {("best of N", 1): "the digit said", ("gradient", largest): f"rewarded, {largest} particles"}
+            run(name, method, n, shown.get((name, n), ""))
+    run("given the whole prompt", whole_prompt, 1, "the prompt said")
+    run(f"guided ({GUIDANCE:g}), uncorrected", guided(0.0), 1)
+    run(f"guided ({GUIDANCE:g})", guided(0.5), largest // 2, f"guided, {largest // 2} particles")
+    rows.append({"method": "real pictures that fit", "particles": None, **judge(real_pictures(prompts), prompts)})
+    arguments.pictures.mkdir(parents=True, exist_ok=True)
+    draw(sheet, prompts, arguments.pictures / "digits_tokens_prompts.png")
     settings = {name: str(value) for name, value in vars(arguments).items()}
-    report = {"settings": settings, "prompts": prompts, "real": [len(each) for each in fits], "rows": rows}
+    report = {"settings": settings, "prompts": prompts, "rows": rows}
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "token_rewards.json").write_text(json.dumps(report, indent=1) + "\n")
     text = "\n".join(markdown(report))
@@ -143,7 +199,18 @@ def main() -> None:
     print(text)
 
 
-COLUMNS = ("log_prob", "all", "digit", "width", "slant")
+def draw(sheet: dict[str, np.ndarray], prompts: list[str], path: Path) -> None:
+    """A row for each prompt, and in it a few samples of each way to make them."""
+    blank = np.full((len(prompts), 1, *digit_tokens.decode(sheet["the digit said"][0, 0]).shape), 0.35)
+    blocks = [np.concatenate([digit_tokens.decode(x), blank], axis=1) for x in sheet.values()]
+    images = np.concatenate(blocks, axis=1)[:, :-1]
+    columns = images.shape[1]
+    labels = [""] * (len(prompts) * columns)
+    labels[::columns] = prompts
+    figure = plot.sample_sheet(
+        images.reshape(-1, *images.shape[2:]), labels, columns=columns, value_range=(0.0, 1.0), title=" | ".join(sheet)
+    )
+    plot.save(figure, path)
 
 
 def markdown(report: dict[str, Any]) -> list[str]:
@@ -155,10 +222,8 @@ def markdown(report: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in report["rows"]:
-        cells = [
-            f"{r[name]:.2f} ± {r[f'{name}_error']:.2f}" for name in ("log_prob", "fits", "digit", "width", "slant")
-        ]
-        lines.append(f"| {r['particles']} | {r['method']} | {' | '.join(cells)} | {r['diversity']:.3f} |")
+        cells = [f"{r[name]:.2f} ± {r[f'{name}_error']:.2f}" for name in ("log_prob", "all", "digit", "width", "slant")]
+        lines.append(f"| {r['particles'] or ''} | {r['method']} | {' | '.join(cells)} | {r['diversity']:.3f} |")
     return lines
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rnejax.networks import build, functional
+from rnejax.networks import build, functional, tokens
 
 KEY = jax.random.key(0)
 NETWORKS = {
@@ -85,7 +85,21 @@ def test_sequences_of_another_length_and_conditions_of_another_size_are_refused(
 
 
 def test_impossible_sizes_are_refused():
-    with pytest.raises(ValueError, match="num_heads must divide width"):
-        build("token_transformer", KEY, vocab_size=5, length=4, width=10, num_heads=4)
+    with pytest.raises(ValueError, match="2 num_heads must divide width: got 4 heads for a width of 12"):
+        build("token_transformer", KEY, vocab_size=5, length=4, width=12, num_heads=4)
     with pytest.raises(ValueError, match="multiples of 2"):
         build("token_unet", KEY, vocab_size=5, grid=[3, 4])
+
+
+def test_how_a_token_looks_at_another_depends_on_how_far_apart_they_are():
+    """The same query and the same key everywhere: scores are constant along diagonals, and differ between them."""
+    query, key = jax.random.normal(KEY, (2, 1, 1, 8))
+    turned = [tokens._turned(jnp.broadcast_to(each, (12, 1, 8)))[:, 0] for each in (query, key)]
+    scores = np.asarray(turned[0] @ turned[1].T, np.float64)
+    np.testing.assert_allclose(scores[1:, 1:], scores[:-1, :-1], atol=1e-5)
+    # By plane geometry: the pair (i, i + 4) of both, turned by (distance) * 10000^(-i / 4).
+    for distance in (0, 1, 5):
+        angle = distance * 10_000.0 ** (-np.arange(4) / 4)
+        q, k = (np.asarray(each, np.float64).ravel() for each in (query, key))
+        q, k = q[:4] + 1j * q[4:], k[:4] + 1j * k[4:]
+        np.testing.assert_allclose(scores[distance, 0], np.sum(np.real(q * np.exp(1j * angle) * np.conj(k))), atol=1e-5)
