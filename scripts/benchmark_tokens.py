@@ -317,11 +317,20 @@ METHODS: dict[str, Callable[..., np.ndarray]] = {
 
 
 def markdown_steps(rows: Rows) -> list[str]:
-    lines = ["| process | target | steps | error of log Z | total variation |", "|---|---|---|---|---|"]
-    return lines + [
-        f"| {r['process']} | {r['target']} | {r['steps']} | {r['error']:+.4f} | {r['total_variation']:.4f} |"
-        for r in rows
+    """A row for each target; the last column is the power of n with which the last two entries fall."""
+    counts = sorted({r["steps"] for r in rows})
+    lines = [
+        f"| process | target | | {' | '.join(f'n = {n}' for n in counts)} | power |",
+        "|---" * (len(counts) + 4) + "|",
     ]
+    for process, target in dict.fromkeys((r["process"], r["target"]) for r in rows):
+        chosen = {r["steps"]: r for r in rows if (r["process"], r["target"]) == (process, target)}
+        for title, key, form in (("log Z", "error", "+.4f"), ("TV", "total_variation", ".4f")):
+            values = [chosen[n][key] for n in counts]
+            power = np.log(abs(values[-1] / values[-2])) / np.log(counts[-1] / counts[-2])
+            cells = " | ".join(format(value, form) for value in values)
+            lines.append(f"| {process} | {target} | {title} | {cells} | {power:.2f} |")
+    return lines
 
 
 def markdown_proposals(rows: Rows) -> list[str]:
