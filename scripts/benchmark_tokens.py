@@ -1,6 +1,7 @@
 """Tokens in a world that can be counted: what falls with the number of steps, what proposals are worth, and rewards.
 
-    python scripts/benchmark_tokens.py [steps] [proposals] [auxiliary] [rewards] [--output docs/tables] [--quick]
+    python scripts/benchmark_tokens.py [steps] [proposals] [auxiliary] [remasking] [rewards] [--output docs/tables]
+        [--quick]
 
 Random laws over all sequences of V = 3 tokens with exact conditionals, so that every error is that of the method.
 
@@ -11,6 +12,8 @@ Random laws over all sequences of V = 3 tokens with exact conditionals, so that 
   without weighing (and resampling) before it proposes, and one that draws from the product which tokens are revealed.
 - **auxiliary**: of uniform tokens, the noising kernel as B, on the default grid and on one uniform in t, against
   one that noises towards the target; exact path sums.
+- **remasking**: log Z against the number of steps, when tokens that were revealed are masked again: with one
+  probability for any number of steps, and with one that falls like one over it.
 - **rewards**: the law of the sample that a run returns against the exactly tilted law, and its mean reward, for N = 1
   to 32 particles at equal evaluations: best of N, potentials as in Feynman-Kac steering (Singhal et al. 2025), ours.
 
@@ -221,6 +224,35 @@ def auxiliary(seed: int, quick: bool) -> Rows:
     return rows
 
 
+# ----------------------------------------------------------------------------------------------------------- remasking
+
+
+def remasking(seed: int, quick: bool) -> Rows:
+    law = TokenLaw.random(seed, 3, 4)
+    model = law.masked()
+    exact = np.logaddexp.reduce(2 * law.log_probs)
+    groups = 40 if quick else 400
+    rows = []
+    for num_steps in (8, 16) if quick else (8, 16, 32, 64, 128):
+        for name, probability in (("0", 0.0), ("0.8 / n", 0.8 / num_steps), ("1.6 / n", 1.6 / num_steps), ("0.2", 0.2)):
+            result = rj.steer(
+                jax.random.key(seed), rj.temper(model, 2.0), rj.time_grid(model.process, num_steps), 64,
+                renoise=rj.control.Remask(probability) if probability else None, num_groups=groups, warn=False,
+                progress=False,
+            )  # fmt: skip
+            ratio = np.exp(np.asarray(result.log_normalizer, np.float64) - exact)
+            rows.append(
+                {
+                    "probability": name,
+                    "steps": num_steps,
+                    "error": float(np.log(ratio.mean())),
+                    "error_error": float(ratio.std(ddof=1) / np.sqrt(groups) / ratio.mean()),
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
 # ------------------------------------------------------------------------------------------------------------- rewards
 
 SCALE = 2.0
@@ -301,10 +333,11 @@ def steered(**options: Any) -> Callable[..., np.ndarray]:
 METHODS: dict[str, Callable[..., np.ndarray]] = {
     "best of N": best_of_n,
     "Feynman-Kac steering: every third step, best particle": steered(
-        at="x0", ess_threshold=0.0, every=3, proposal="base", best=True
+        at="x0", draws=8, ess_threshold=0.0, every=3, proposal="base", best=True
     ),
     "base, reward at x0": steered(at="x0", proposal="base"),
     "base, 8 completions": steered(at="x0", draws=8, proposal="base"),
+    "the same, best particle": steered(at="x0", draws=8, proposal="base", best=True),
     "gradient at x0": steered(at="x0", gradient=True, proposal="locally_optimal"),
     "8 candidates, 8 completions": steered(at="x0", draws=8, proposal=rj.control.Candidates(8)),
     "8 candidates of the gradient": steered(
@@ -360,6 +393,17 @@ def markdown_auxiliary(rows: Rows) -> list[str]:
     return lines
 
 
+def markdown_remasking(rows: Rows) -> list[str]:
+    counts = sorted({r["steps"] for r in rows})
+    columns = " | ".join(f"n = {n}" for n in counts)
+    lines = [f"| masked again with probability | {columns} |", "|---" * (len(counts) + 1) + "|"]
+    for name in dict.fromkeys(r["probability"] for r in rows):
+        found = [r for n in counts for r in rows if (r["probability"], r["steps"]) == (name, n)]
+        cells = " | ".join(f"{r['error']:+.3f} ± {r['error_error']:.3f}" for r in found)
+        lines.append(f"| {name} | {cells} |")
+    return lines
+
+
 def markdown_rewards(rows: Rows) -> list[str]:
     lines = ["| particles | method | reward | total variation | sequences seen |", "|---|---|---|---|---|"]
     return lines + [
@@ -377,11 +421,18 @@ SECTIONS: dict[str, tuple[Callable[..., Rows], Callable[[Rows], list[str]], str]
     ),
     "proposals": (proposals, markdown_proposals, "6 tokens; 64 particles, 400 runs."),
     "auxiliary": (auxiliary, markdown_auxiliary, "Error of log Z of p^exponent, 4 uniform tokens; exact path sums."),
+    "remasking": (
+        remasking,
+        markdown_remasking,
+        "Error of log of the mean of Z, p^2, 4 masked tokens; 64 particles, 400 runs.",
+    ),
     "rewards": (
         rewards,
         markdown_rewards,
         f"6 tokens, 12 steps, reward times {SCALE:g}; the law of one sample from each of 10,000 runs against the "
-        "exactly tilted law. All methods evaluate the network N times per step.",
+        "tilt of what 12 steps of the model generate. All methods evaluate the network N times per step; of the "
+        "reward, 8 completions are 8 calls, and 8 candidates eight times as many. One particle by weight, where the "
+        "best is not said to be taken.",
     ),
 }
 

@@ -289,7 +289,9 @@ class Steer:
             ratio = ratio + self._auxiliary_ratio(step, transition, x_s, left)
             back, excess_back = self._ratio_back(step, x_s, arrived)
             ratio = ratio - jnp.where(step.is_renoised, back, 0.0)
-            excess_increments = excess_increments - jnp.where(step.is_renoised, excess_back, 0.0)
+            # Where a model does not go back at all, it stays impossible.
+            gone = jnp.where(excess_back == -jnp.inf, -jnp.inf, excess_increments - excess_back)
+            excess_increments = jnp.where(step.is_renoised, gone, excess_increments)
         else:
             auxiliary = self.proposal.forward(transition, at_s, self._bar(step))
             ratio = ratio + log_ratio(auxiliary, transition.forward(x_s), left.x)
@@ -324,8 +326,11 @@ class Steer:
         excess = self._increments(step.up, arrived.seen, x_s, arrived.x, None)
         weighed = self._increments(step.up, arrived.seen, x_s, arrived.x, "exact") if self.generated else excess
         moves = log_ratio(proposal, step.up.reference_reverse(arrived.x), x_s)
-        impossible = moves == -jnp.inf  # A would not go there, so that its reversal does not come from there
-        ratio = log_product(exponents, weighed) - jnp.where(impossible, 0.0, moves)
+        models = log_product(exponents, weighed)
+        # A would not go there, so that its reversal does not come from there; or the models do not, which A does only
+        # where they leave it nothing else: from there nothing goes on.
+        impossible = (moves == -jnp.inf) | (models == -jnp.inf)
+        ratio = models - jnp.where(impossible, 0.0, moves)
         ratio = ratio + self._auxiliary_ratio(step, step.up, x_s, arrived)
         return jnp.where(impossible, jnp.inf, ratio), excess
 

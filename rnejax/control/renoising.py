@@ -26,8 +26,12 @@ from ..processes.tokens import time_of_survival
 class Remask:
     """Masks every token that is there once more with a probability, after each step down.
 
+    A step then reveals at least that share of the tokens at once, however many steps there are, and kernels of several
+    tokens are an approximation: the error of log Z falls like one over the number of steps n if the probability does,
+    too (``scripts/benchmark_tokens.py remasking``).
+
     Attributes:
-      probability: between 0 and 1; none is masked again where that would lead above t_max.
+      probability: between 0 and 1; smaller where that would lead above t_max, which is as far as it goes.
       window: times (low, high) between which it is done; default: all. Late steps repair most, for early ones have
         little that could be wrong.
 
@@ -41,8 +45,13 @@ class Remask:
     def __post_init__(self) -> None:
         if not 0 <= check_number("probability", self.probability) < 1:
             raise ValueError(f"probability must be at least 0 and less than 1, got {self.probability}")
-        if self.window is not None and not self.window[0] <= self.window[1]:
-            raise ValueError(f"window must be (low, high) with low <= high, got {self.window}")
+        if self.window is not None:
+            try:
+                low, high = map(float, self.window)
+            except (TypeError, ValueError):
+                low, high = 1.0, 0.0
+            if not low <= high:
+                raise ValueError(f"window must be two times (low, high) with low <= high, got {self.window!r}")
 
     def tops(self, process: Process, times: np.ndarray) -> np.ndarray:
         """Where a step that has come down to each of the times goes up to."""

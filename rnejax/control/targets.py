@@ -213,7 +213,8 @@ def tilt(
         t_min; before, what the model predicts for ``x0``, and zeros where MASK is for ``x``.
       host: the reward is a numpy function.
       scale: multiplies the reward.
-      draws: of tokens at ``x0``, how many completions the reward is averaged over (log of the mean of exp).
+      draws: of tokens at ``x0``, over how many completions the reward is averaged: log of the mean of exp(reward), then
+        times scale and strength.
 
     Raises:
       ValueError: for ``exact=True`` on anything but one model with exponent 1, an unknown ``at``, the gradient of a

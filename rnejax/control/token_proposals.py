@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..checks import check_count
+from ..checks import check_count, check_number
 from ..kernels import Array, Kernel, log_product
 from .proposals import Local, Proposal, as_proposal
 
@@ -36,13 +36,26 @@ from .proposals import Local, Proposal, as_proposal
 class TokenProposal:
     """Tokens from the product of the models' kernels, tilted by what gradients of rewards say of every change.
 
+        A(x_s | x_t) proportional to K_ref(x_s | x_t) exp(sum over tokens that change of
+            [ sum_i beta_i log(V mu_{i,k}) + c (dr/dk) ])        (k: what a token becomes; where it changes as in K_ref)
+
+    with dr/dk the first-order change of the tilt at the end of the step.
+
     Attributes:
-      reward_coefficient: by how much of their first-order change rewards with gradients tilt A.
+      reward_coefficient: c, by how much of their first-order change rewards with gradients tilt A.
       trust: the largest KL divergence, in nats and to second order, by which they may tilt it in one step.
+
+    Raises:
+      ValueError: for a coefficient that is no finite number, or a trust that is not positive.
     """
 
     reward_coefficient: float = 1.0
     trust: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_number("reward_coefficient", self.reward_coefficient)
+        if self.trust != math.inf:
+            check_number("trust", self.trust, positive=True)
 
     follows_noising: ClassVar[bool] = True
     is_discrete: ClassVar[bool] = True
@@ -83,7 +96,12 @@ class TokenProposal:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Base:
-    """The models' own kernels, with exponents that sum to 1, as if there were no target; B is the noising kernel."""
+    """The models' own kernels, with exponents that sum to 1, as if there were no target; B is the noising kernel.
+
+        A(x_s | x_t) proportional to K_ref(x_s | x_t) prod over tokens that change of prod_i (V mu_{i,k})^{beta_i / bar}
+
+    with bar = sum_i beta_i: for the power of a model, K itself.
+    """
 
     follows_noising: ClassVar[bool] = True
     is_discrete: ClassVar[bool] = True
@@ -120,7 +138,7 @@ class Candidates:
     take the best and weigh nothing.
 
     Raises:
-      ValueError: for fewer than one candidate.
+      ValueError: for fewer than one candidate, a proposal that is none, or candidates of candidates.
     """
 
     num_candidates: int = 8
@@ -128,6 +146,14 @@ class Candidates:
 
     def __post_init__(self) -> None:
         check_count("num_candidates", self.num_candidates)
+        if isinstance(self.proposal, Candidates):
+            raise ValueError("candidates of candidates are candidates: give their number once")
+        if isinstance(self.proposal, (str, tuple, list)):
+            raise ValueError(
+                f"candidates need an object to draw them, such as TokenProposal() for tokens or Drift((1.0, 0.0)) for "
+                f"numbers: got {self.proposal!r}"
+            )
+        as_proposal(self.proposal)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("num_candidates", "proposal"):  # not yet set, while it is copied

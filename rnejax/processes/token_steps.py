@@ -77,6 +77,9 @@ class UniformLevel(NamedTuple):
         A concrete score s_k = p_t(x with k at i) / p_t(x) is sum_j mu_j q_t(k | j) / q_t(x_i | j), with
         q_t(k | j) = alpha d_jk + (1 - alpha)/V; since s sums to U = sum_j mu_j / q_t(x_i | j), it is undone by
         mu_k = q_t(x_i | k) (s_k - (1 - alpha) U / V) / alpha.
+
+        That is negative where a network's score is less than the noise alone makes it, and belongs to no law; such a
+        token gets the least probability that there is in floating point (not 0, so that gradients stay finite).
         """
         if prediction == "logits":
             return _log_probabilities(output)
@@ -84,8 +87,8 @@ class UniformLevel(NamedTuple):
         score = jnp.exp(jnp.where(own, 0.0, output))
         rest = (1 - self.alpha) / self.vocabulary.size
         moved = (score - rest * jnp.sum(score, axis=-1, keepdims=True)) / self.alpha
-        mu = jnp.maximum(moved, 0.0) * (self.alpha * own + rest)
-        return _log_probabilities(jnp.log(mu))
+        mu = moved * (self.alpha * own + rest)
+        return _log_probabilities(jnp.log(jnp.maximum(mu, jnp.finfo(mu.dtype).tiny)))
 
     def is_valid(self, excess: Array) -> Array:
         return _no_nan(excess)

@@ -9,7 +9,8 @@ and of continuous time its limit (Campbell et al. 2022; Shi et al. 2024; Sahoo e
     Masked    E over t of  -alpha' / (1 - alpha)  sum over masked i of -log mu_{i, x_0i}(x_t),
     Uniform   E over t of  -alpha' / (alpha V)    sum over i and j != x_ti of  s_j (log s_j - log s^_j) + s^_j - s_j,
 
-with s_j = q_t(j | x_0) / q_t(x_t | x_0) at a position and s^_j = sum_k mu_k q_t(j | k) / q_t(x_t | k) (score entropy).
+with s_j = q_t(j | x_0) / q_t(x_t | x_0) at a position and s^_j = sum_k mu_k q_t(j | k) / q_t(x_t | k) (score entropy),
+or, of networks that predict a concrete score, s^_j = exp of what they say.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import check_count
 from ..model import DiffusionModel
 from ..processes import AnyOrder, Masked, TokenProcess, Uniform
 from ..processes.grids import validate_times
@@ -66,8 +68,14 @@ def token_bound_loss(
         losses, shape (n,).
 
     Raises:
-        ValueError: for `antithetic` with anything else, or a network's output of the wrong shape.
+        ValueError: for sequences that are none of the process's (outside compiled code also for tokens that are none,
+            or MASK), an unknown `prediction`, `antithetic` with anything else, or an output of the wrong shape.
     """
+    if prediction not in process.predictions:
+        raise ValueError(f"prediction must be one of {', '.join(map(repr, process.predictions))}: got {prediction!r}")
+    x0 = process.check_tokens("x0", x0)
+    # The score entropy asks for scores: those of a network are taken as they are, whether or not a law has them.
+    takes_scores = prediction == "concrete_score" and times is None and isinstance(process, Uniform)
 
     def say(x: jax.Array, levels: Any) -> jax.Array:
         arguments = (x, levels.t) + (() if condition is None else (condition,))
@@ -78,9 +86,11 @@ def token_bound_loss(
                 f"the network must return one number for each of the {process.vocab_size} tokens at each of the "
                 f"{process.length} positions (MASK is none of them): expected shape {expected}, got {output.shape}"
             )
+        if takes_scores:
+            return output
         return jax.vmap(lambda level, output, x: level.excess(output[None], x[None], prediction)[0])(levels, output, x)
 
-    return _bound(key, process, say, x0, times, antithetic)
+    return _bound(key, process, say, x0, times, antithetic, takes_scores)
 
 
 def token_loss(
@@ -128,7 +138,11 @@ def token_loss(
 
 
 class LikelihoodBound(NamedTuple):
-    """An upper bound on -log p of each example, in nats per sequence: `bound` (n,), and its `standard_error` (n,)."""
+    """An upper bound on -log p of each example, in nats per sequence: `bound` (n,), and its `standard_error` (n,).
+
+    The error is as if the samples of an example were independent. They share out the times, which makes the mean more
+    even than that: on average the error is too large rather than too small.
+    """
 
     bound: jax.Array
     standard_error: jax.Array
@@ -156,14 +170,18 @@ def likelihood_bound(
         batch_size: sequences per call of the network.
 
     Raises:
-        ValueError: for sequences that are none of the process's, or uniform tokens without a grid.
+        ValueError: for no sequences or samples, sequences that are none of the process's, uniform tokens without a
+            grid, or a model that returns NaN or a row without a finite logit.
     """
     process = model.process
     if not isinstance(process, TokenProcess):
         raise ValueError(f"a bound for tokens needs a process of tokens, got {type(process).__name__}")
     if times is None and isinstance(process, Uniform):
         raise ValueError("the bound of uniform tokens is that of a grid, which says where it ends: give times")
+    check_count("num_samples", num_samples)
     x = process.check_tokens("x", x)
+    if not len(x):
+        raise ValueError("x has no sequences")
 
     @jax.jit
     def bounds(key: jax.Array, model: DiffusionModel, x: jax.Array, conditions: Any) -> jax.Array:
@@ -187,6 +205,9 @@ def likelihood_bound(
         chosen = jax.tree.map(lambda leaf, part=part: leaf[part], conditions)
         found.append(bounds(jax.random.fold_in(key, first), model, x[part], chosen))
     values = jnp.concatenate(found)
+    if bool(jnp.isnan(values).any()):
+        row = int(jnp.argmax(jnp.isnan(values).any(axis=1)))
+        raise ValueError(f"the bound of x[{row}] is NaN: the model returned {process.failure} on what it was noised to")
     if times is not None:
         values = values + _ends(process, validate_times(process, times))
     error = jnp.std(values, axis=1, ddof=1) / np.sqrt(num_samples) if num_samples > 1 else jnp.full(len(x), jnp.nan)
@@ -197,9 +218,15 @@ def likelihood_bound(
 
 
 def _bound(
-    key: jax.Array, process: Any, say: Say, x0: jax.Array, times: Any = None, antithetic: bool = False
+    key: jax.Array,
+    process: Any,
+    say: Say,
+    x0: jax.Array,
+    times: Any = None,
+    antithetic: bool = False,
+    says_scores: bool = False,
 ) -> jax.Array:
-    """One noised state per example; say(x, levels) is what the network says of a batch, as log(V mu)."""
+    """One noised state per example; say(x, levels) is what the network says of a batch, as log(V mu), or log s^."""
     time_key, noise_key = jax.random.split(key)
     uniforms = low_discrepancy_uniforms(time_key, len(x0))
     if times is None and isinstance(process, (Masked, AnyOrder)):
@@ -207,7 +234,7 @@ def _bound(
     if antithetic:
         raise ValueError("antithetic noise is for masked tokens in continuous time: take times=None, or leave it out")
     if times is None:
-        return _score_entropy(process, say, x0, uniforms, noise_key)
+        return _score_entropy(process, say, x0, uniforms, noise_key, says_scores)
     return _of_a_step(process, say, x0, uniforms, noise_key, validate_times(process, times))
 
 
@@ -237,7 +264,9 @@ def _masked_by_number(
     return 0.5 * (of(number, rank, keys[0]) + of(length + 1 - number, length - 1 - rank, keys[1]))
 
 
-def _score_entropy(process: Any, say: Say, x0: jax.Array, uniforms: jax.Array, key: jax.Array) -> jax.Array:
+def _score_entropy(
+    process: Any, say: Say, x0: jax.Array, uniforms: jax.Array, key: jax.Array, says_scores: bool
+) -> jax.Array:
     size = process.vocab_size
     t = process.t_min + (process.t_max - process.t_min) * uniforms
     alpha, slope = jax.jvp(process.alpha, (t,), (jnp.ones_like(t),))
@@ -252,8 +281,9 @@ def _score_entropy(process: Any, say: Say, x0: jax.Array, uniforms: jax.Array, k
         over = mu / law
         return alpha[:, None, None] * over + rest * jnp.sum(over, axis=-1, keepdims=True)
 
-    true, model = scores(jax.nn.one_hot(x0, size)), scores(jnp.exp(said) / size)
-    terms = true * (jnp.log(true) - jnp.log(model)) + model - true
+    true = scores(jax.nn.one_hot(x0, size))
+    log_model = said if says_scores else jnp.log(scores(jnp.exp(said) / size))
+    terms = true * (jnp.log(true) - log_model) + jnp.exp(log_model) - true
     rate = (process.t_max - process.t_min) * -slope / (alpha * size)
     return rate * jnp.sum(jnp.where(own > 0, 0.0, terms), axis=(1, 2))
 
