@@ -29,7 +29,7 @@ from .infilling import Template, check_grid
 from .kernels import Array, FullSpace, log_ratio
 from .model import DiffusionModel
 from .processes import Level, Process, TokenProcess, Transition
-from .processes.grids import validate_times
+from .processes.grids import check_signal, validate_times
 from .smc import Resampling, SMCInfo, run
 from .smc.weights import CompensatedSum, log_mean_exp, relative_error_of_mean
 
@@ -288,14 +288,8 @@ def fault_weight(increments: Array, is_valid: Array) -> Array:
 def check_times(model: DiffusionModel, times: Any) -> np.ndarray:
     """The times as float64, if they suit the model."""
     times = validate_times(model.process, times)
-    no_signal = float(model.process.alpha(times[-1])) == 0
-    if no_signal and model.prediction in model.process.need_signal:
-        others = [name for name in model.process.predictions if name not in model.process.need_signal]
-        raise ValueError(
-            f"at t = {times[-1]:g} {type(model.process).__name__} has alpha = 0, where a {model.prediction} says "
-            f"nothing about x_0: end the grid earlier (for example at 0.999) or predict {' or '.join(others)}"
-        )
-    if no_signal and model.covariance.euler:
+    check_signal(model.process, times, model.prediction)
+    if float(model.process.alpha(times[-1])) == 0 and model.covariance.euler:
         raise ValueError(
             f"at t = {times[-1]:g} alpha = 0 and the drift that euler freezes is infinite: end the grid earlier"
         )

@@ -110,3 +110,13 @@ def _invert(
         below = process.coordinate(kind, middle, rho) < wanted
         lower, upper = np.where(below, middle, lower), np.where(below, upper, middle)
     return middle_of(lower, upper)
+
+
+def check_signal(process: Any, times: np.ndarray, prediction: str) -> None:
+    """Raises ValueError for a grid that starts where nothing of x_0 is left, with a prediction that needs some."""
+    if float(process.alpha(times[-1])) == 0 and prediction in process.need_signal:
+        others = [name for name in process.predictions if name not in process.need_signal]
+        raise ValueError(
+            f"at t = {times[-1]:g} {type(process).__name__} has alpha = 0, where a {prediction} says nothing about "
+            f"x_0: end the grid earlier (for example at 0.999) or predict {' or '.join(others)}"
+        )

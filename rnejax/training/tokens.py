@@ -25,7 +25,7 @@ import numpy as np
 from ..checks import check_count
 from ..model import DiffusionModel
 from ..processes import AnyOrder, Masked, TokenProcess, Uniform
-from ..processes.grids import validate_times
+from ..processes.grids import check_signal, validate_times
 from ..processes.tokens import time_of_survival
 from .times import low_discrepancy_uniforms
 
@@ -69,11 +69,14 @@ def token_bound_loss(
 
     Raises:
         ValueError: for sequences that are none of the process's (outside compiled code also for tokens that are none,
-            or MASK), an unknown `prediction`, `antithetic` with anything else, or an output of the wrong shape.
+            or MASK), an unknown `prediction`, times at which a concrete score says nothing, `antithetic` with anything
+            else, or an output of the wrong shape.
     """
     if prediction not in process.predictions:
         raise ValueError(f"prediction must be one of {', '.join(map(repr, process.predictions))}: got {prediction!r}")
     x0 = process.check_tokens("x0", x0)
+    if times is not None:
+        check_signal(process, validate_times(process, times), prediction)
     # The score entropy asks for scores: those of a network are taken as they are, whether or not a law has them.
     takes_scores = prediction == "concrete_score" and times is None and isinstance(process, Uniform)
 

@@ -21,6 +21,14 @@ def standardised(values, exact):
     return (values.mean(axis=0) - exact) / (values.std(axis=0, ddof=1) / np.sqrt(len(values)))
 
 
+UNIFORM = rj.processes.Uniform(3, 4)
+NOTHING = rj.DiffusionModel(rj.processes.Masked(3, 4), lambda x, t: jnp.full((4, 3), -jnp.inf))
+
+
+def loss_of(x, **options):
+    return token_bound_loss(KEY, rj.processes.Masked(3, 4), WORLD.conditional, x, **options)
+
+
 def wrong(x, t):
     """A network that is not the law's: its conditionals, blurred."""
     return 0.5 * WORLD.conditional(x)
@@ -95,6 +103,58 @@ def test_a_concrete_score_has_the_loss_of_its_logits():
     np.testing.assert_allclose(of_score, of_logits, rtol=1e-4)
 
 
+def test_a_concrete_score_that_a_law_has_has_the_loss_of_its_logits_of_uniform_tokens_too():
+    process = rj.processes.Uniform(3, 4)
+    of_logits = token_bound_loss(KEY, process, WORLD.conditional, X)
+
+    def score(x, t):
+        alpha = process.alpha(t)
+        own, rest = jax.nn.one_hot(x, 3), (1 - alpha) / 3
+        over = jax.nn.softmax(WORLD.conditional(x)) / (alpha * own + rest)
+        return jnp.log(alpha * over + rest * jnp.sum(over, axis=-1, keepdims=True))
+
+    of_score = token_bound_loss(KEY, process, score, X, prediction="concrete_score")
+    np.testing.assert_allclose(of_score, of_logits, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.01, 0.5, 3.0])
+@pytest.mark.parametrize("family", ["masked", "uniform", "uniform, its grid"])
+def test_concrete_scores_that_no_law_has_can_be_learned_from(family, size):
+    """A network's scores are inconsistent, and near t_max any are: gradients are finite nevertheless, and lead down."""
+    process = rj.processes.Masked(3, 4) if family == "masked" else rj.processes.Uniform(3, 4)
+    times = rj.time_grid(process, 6, t_max=0.9) if "grid" in family else None
+    table = size * jax.random.normal(jax.random.key(1), (4, 3, 4, 3))
+
+    @jax.jit
+    def loss(table):
+        def score(x, t):
+            return table[jnp.arange(4), jnp.minimum(x, 2)].sum(axis=0)
+
+        return jnp.mean(token_bound_loss(KEY, process, score, X, prediction="concrete_score", times=times))
+
+    value, gradient = jax.value_and_grad(loss)(table)
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(gradient))
+    assert np.any(gradient != 0)
+    assert loss(table - 1e-3 * gradient / jnp.linalg.norm(gradient)) < value
+
+
+def test_standard_errors_are_those_of_independent_samples_and_samples_share_out_the_times():
+    """Of n samples, E s^2 = (v - v_mean) n / (n - 1), with v the variance of one and v_mean that of their mean."""
+    model, n = WORLD.masked(), 16
+    singles = np.stack([likelihood_bound(k, model, X, num_samples=1).bound for k in jax.random.split(KEY, 200)])
+    several = [likelihood_bound(k, model, X, num_samples=n) for k in jax.random.split(jax.random.key(1), 200)]
+    means = np.stack([each.bound for each in several])
+    squares = np.stack([np.square(each.standard_error) for each in several]) * n
+    v, v_mean = singles.var(axis=0, ddof=1), means.var(axis=0, ddof=1)
+    # 81 sequences, whose loss at one time scatters much alike: the ratio of means, its error from the sequences.
+    found = squares.mean(axis=0) * (n - 1) / n + v_mean
+    ratio = found / v
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / 9
+    assert ratio.std() / 9 < 0.05
+    assert v_mean.mean() < 0.5 * v.mean() / n
+
+
 def test_the_time_that_the_network_is_given_has_the_law_of_the_number_of_masks():
     """Given t, masks are binomial: the mean of t given m of 4 masked is (m) / 5 for the linear schedule."""
     seen = []
@@ -151,6 +211,21 @@ def test_the_loss_for_fit_is_per_token_and_gives_the_network_its_condition():
         ),
         (lambda: likelihood_bound(KEY, WORLD.uniform(), X), "give times"),
         (lambda: likelihood_bound(KEY, WORLD.masked(), X + 1), "is MASK"),
+        (lambda: likelihood_bound(KEY, WORLD.masked(), X[:0]), "x has no sequences"),
+        (lambda: likelihood_bound(KEY, WORLD.masked(), X, num_samples=0), "num_samples must be at least 1"),
+        (lambda: likelihood_bound(KEY, NOTHING, X[40:50]), r"bound of x\[0\] is NaN: .*no finite logit"),
+        (lambda: loss_of(X + 1), r"x0\[2, 3\] is MASK"),
+        (lambda: loss_of(X.at[5, 1].set(-1)), r"x0\[5, 1\] is -1, but tokens are 0, ..., 2"),
+        (lambda: loss_of(X.at[5, 1].set(9), times=np.linspace(0, 1, 5)), r"x0\[5, 1\] is 9"),
+        (lambda: loss_of(X[:, :3]), r"shape \(n, 4\), sequences of that length, got \(81, 3\)"),
+        (lambda: loss_of(1.0 * X), "x0 must be integers"),
+        (
+            lambda: token_bound_loss(
+                KEY, UNIFORM, WORLD.conditional, X, prediction="concrete_score", times=rj.time_grid(UNIFORM, 4)
+            ),
+            "alpha = 0, where a concrete_score says nothing",
+        ),
+        (lambda: loss_of(X, prediction="logit"), "'logits', 'concrete_score': got 'logit'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, message):
