@@ -149,8 +149,8 @@ def test_the_weight_of_the_locally_optimal_proposal_does_not_depend_on_the_token
 
 
 def test_resampling_comes_before_proposing():
-    """With weights known before the draw, particles that are resampled draw afterwards: all tokens drawn in the last
-    step are different draws, and log Z is less uncertain than where the weight is counted after the fact.
+    """With weights known before the draw, particles that are resampled draw afterwards: log Z is less uncertain than
+    where the weight is counted after the fact.
     """
 
     class Late(rj.control.TokenProposal):
@@ -164,7 +164,8 @@ def test_resampling_comes_before_proposing():
     for name, proposal in (("ahead", "locally_optimal"), ("late", jax.tree_util.register_static(Late)())):
         result = rj.steer(KEY, target, times, 64, 0.5, proposal, num_groups=200, **QUIET)
         spread[name] = float(np.std(np.asarray(result.log_normalizer)))
-    assert spread["ahead"] < 0.9 * spread["late"]  # 0.39 and 0.53 were measured with 300 groups
+    # 0.39 and 0.53 were measured with 300 groups; of 200, each has a relative error of 1 / sqrt(400), the ratio of 7 %.
+    assert spread["ahead"] < 0.9 * spread["late"]
 
 
 @jax.tree_util.register_static
@@ -183,13 +184,17 @@ def test_particles_that_become_impossible_weigh_nothing_and_the_run_goes_on():
     times = rj.time_grid(model.process, 4)
     target = rj.product([model, other])
     with pytest.warns(rj.control.SteeringWarning, match="of the final particles have weight zero"):
-        result = rj.steer(KEY, target, times, 256, proposal=FollowTheFirst(), ess_threshold=0.0, progress=False)
-    weights, first = np.asarray(result.log_weights), np.asarray(result.particles)[:, 0]
+        result = rj.steer(
+            KEY, target, times, 64, proposal=FollowTheFirst(), ess_threshold=0.0, num_groups=100, progress=False
+        )
+    weights, first = np.asarray(result.log_weights), np.asarray(result.particles)[..., 0]
     assert (first != 0).any()
     assert np.all(weights[first != 0] == -np.inf)
     assert np.all(np.isfinite(weights[first == 0]))
     expected = np.logaddexp.reduce(FIRST.log_probs + forbidding.log_probs)
-    assert abs(float(result.log_normalizer) - expected) < 1.0
+    z = np.exp(np.asarray(result.log_normalizer, np.float64) - expected)
+    assert abs(z.mean() - 1) < 4 * z.std(ddof=1) / 10
+    assert z.std(ddof=1) / 10 < 0.05
     # Locally optimal, none is.
     result = rj.steer(KEY, target, times, 256, ess_threshold=0.0, **QUIET)
     assert np.all(np.asarray(result.particles)[:, 0] == 0)
