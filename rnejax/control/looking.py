@@ -81,8 +81,9 @@ def look_at_tokens(
 
     A reward with a gradient is given rows of probabilities, (length, vocab_size): of the clean tokens as the models
     predict them for ``at="x0"``, of the tokens that are there for ``at="x"`` (MASK: zeros). With g its gradient and m
-    the rows, a change of position i to token k changes it by g_ik - sum_j m_ij g_ij to first order, and that, times
-    the strength at the end of the step to come, is what the proposal is given.
+    the rows, a change of position i to token k changes it by g_ik - sum_j m_ij g_ij to first order; a reward may know
+    better (its method ``changes``). That, times the strength at the end of the step to come, is what the proposal is
+    given.
     """
     evaluations = evaluate(x)
     size = model.process.vocab_size  # type: ignore[attr-defined]
@@ -96,9 +97,7 @@ def look_at_tokens(
         if not reward.gradient:
             values[i] = reward_of_tokens(jax.random.fold_in(key, i), reward, x, rows["x0"])
             continue
-        values[i], pullback = jax.vjp(reward.values, rows[reward.at])
-        (gradient,) = pullback(jnp.ones_like(values[i]))
-        change = gradient - jnp.sum(rows[reward.at] * gradient, axis=-1, keepdims=True)
+        values[i], change = reward.values_and_changes(rows[reward.at])
         slopes[reward.exact] += step.strengths_ahead[i] * change
     return Seen(evaluations, _in_order(values, len(x), present.dtype), slopes[True], slopes[False])
 

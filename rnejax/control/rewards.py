@@ -105,6 +105,11 @@ class Reward:
         shape = example[0]
         try:
             jax.eval_shape(self._one, jax.ShapeDtypeStruct(*example))
+            if relaxed:
+                batch = jax.ShapeDtypeStruct((1, *example[0]), example[1])
+                changes = jax.eval_shape(self.values_and_changes, batch)[1]
+                if changes.shape != batch.shape:
+                    raise ValueError(f"changes(rows) must have the shape of the rows, got {changes.shape[1:]}")
         except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
             raise ValueError(
                 "the reward is traced by JAX, but it asks for the numbers in its argument (numpy functions, float(), a "
@@ -162,6 +167,18 @@ class Reward:
         return jax.pure_callback(
             lambda batch: check_host_values(self._call(np.asarray(batch)), len(y)).astype(out.dtype), out, y
         )
+
+    def values_and_changes(self, rows: Array) -> tuple[Array, Array]:
+        """Of rows of token probabilities m, (n, length, V): rewards (n,), and (n, length, V) what it would do to them
+        if a position were token k: what the reward's method ``changes`` says, or to first order of its gradient g,
+        g_ik - sum_j m_ij g_ij.
+        """
+        own = getattr(self.data if self.fn is None else self.fn, "changes", None)
+        if own is not None:
+            return self.values(rows), jax.vmap(own)(rows).astype(rows.dtype)
+        values, pullback = jax.vjp(self.values, rows)
+        (gradient,) = pullback(jnp.ones_like(values))
+        return values, gradient - jnp.sum(rows * gradient, axis=-1, keepdims=True)
 
     def without_schedule(self) -> Reward:
         """What is left when the strengths have been computed: two schedules of the same reward compile once."""

@@ -210,7 +210,10 @@ def tilt(
         tokens, a completion drawn from what the model predicts). At t_min it is always the state itself.
       gradient: let the proposal follow the reward's gradient. Default: yes, but not for a host reward, nor for tokens.
         Of tokens, a reward with a gradient is given rows of probabilities instead, (length, vocab_size): one-hot at
-        t_min; before, what the model predicts for ``x0``, and zeros where MASK is for ``x``.
+        t_min; before, what the model predicts for ``x0``, and zeros where MASK is for ``x``. The proposal is told what
+        the change of each position to each token would do to the reward, to first order; a reward whose first order is
+        no guide (the logarithm of something improbable) can have a method ``changes(rows)`` that returns it,
+        (length, vocab_size).
       host: the reward is a numpy function.
       scale: multiplies the reward.
       draws: of tokens at ``x0``, over how many completions the reward is averaged: log of the mean of exp(reward), then

@@ -84,8 +84,7 @@ class ContainsWord:
     e^-penalty.
 
     Its gradient is that of P divided by P: thousands of nats where the word is not expected, for tokens that would
-    change the reward by a few. A proposal that follows it to first order writes the word everywhere, and weights do not
-    make up for that. So steer by such values with ``proposal="base"``, or without a gradient.
+    change the reward by a few. So proposals are told what changes would do (:meth:`changes`), not the gradient.
 
     Args:
         word: one word, or several, in the vocabulary's characters.
@@ -116,6 +115,21 @@ class ContainsWord:
 
     def __call__(self, x: Any) -> Array:
         """The reward, shape (...), of tokens, shape (..., 40), or rows, shape (..., 40, 512)."""
+        return _log_mixture(self._probability(x), self.penalty)
+
+    def changes(self, rows: Array) -> Array:
+        """What it would do to the reward of rows, shape (40, 512), if a position were a token: shape (40, 512).
+
+        P is a polynomial in the rows, and taken to be linear in each (it is but for a position that two possible words
+        share).
+        """
+        probability, pullback = jax.vjp(self._probability, rows)
+        (slope,) = pullback(jnp.ones_like(probability))
+        changed = jnp.clip(probability + slope - jnp.sum(rows * slope, axis=-1, keepdims=True), 0.0, 1.0)
+        before = jnp.maximum(_log_mixture(probability, self.penalty), -MAX_PENALTY)
+        return jnp.maximum(_log_mixture(changed, self.penalty), -MAX_PENALTY) - before
+
+    def _probability(self, x: Any) -> Array:
         x, is_rows = _sentences(x)
         if is_rows:
             matches = x[..., self.pieces]
@@ -128,7 +142,7 @@ class ContainsWord:
         pieces = matches[..., starts[:, None] + np.arange(length), np.arange(length)]
         ends = jnp.concatenate([ends, jnp.ones_like(ends[..., :1])], axis=-1)  # the end of the sequence ends a word
         present = _reduce(lambda p, q: p * q, 1, pieces) * ends[..., length:]
-        return _log_mixture(_reduce(lambda p, q: p + q * (1 - p), 0, present), self.penalty)
+        return _reduce(lambda p, q: p + q * (1 - p), 0, present)
 
 
 @_pytree

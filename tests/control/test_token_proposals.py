@@ -112,6 +112,35 @@ def test_gradients_at_x0_are_those_of_the_predicted_rows():
     assert_constant(log_weights - at(WORTH, x) ** 2 + at(slope, x))
 
 
+class Known:
+    """The square of a linear reward, which knows what changes do to it."""
+
+    def __call__(self, rows):
+        return jnp.sum(rows * WORTH) ** 2
+
+    def changes(self, rows):
+        own = jnp.sum(rows * WORTH, axis=-1, keepdims=True)
+        return (jnp.sum(own) - own + jnp.asarray(WORTH)) ** 2 - jnp.sum(own) ** 2
+
+
+def test_a_reward_that_knows_its_changes_is_asked_for_them():
+    model, times = masked()
+    mu = np.exp(LOG_MU)
+    own = np.sum(mu * WORTH, axis=1, keepdims=True)
+    changes = (own.sum() - own + WORTH) ** 2 - own.sum() ** 2
+    x, log_weights = weights(rj.tilt(model, Known(), at="x0", gradient=True), times)
+    assert_constant(log_weights - at(WORTH, x) ** 2 + at(changes, x))
+
+
+def test_changes_of_another_shape_are_refused():
+    class Wrong(Known):
+        def changes(self, rows):
+            return jnp.zeros(4)
+
+    with pytest.raises(ValueError, match=r"changes\(rows\) must have the shape of the rows, got \(4,\)"):
+        rj.tilt(masked()[0], Wrong(), gradient=True)
+
+
 # ----- base, candidates, draws
 
 

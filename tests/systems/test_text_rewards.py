@@ -261,8 +261,39 @@ def test_a_word_outside_the_vocabulary_is_an_error():
         ContainsWord("")
 
 
+@pytest.mark.parametrize("penalty", [5.0, 40.0, math.inf])
+def test_changes_of_a_word_are_the_differences_that_single_tokens_make(penalty):
+    rows, reward = np.asarray(smooth_rows()), ContainsWord("shepherd", penalty)
+    (pieces,) = text.word_token_sequences("shepherd")
+    changes = np.asarray(reward.changes(jnp.asarray(rows)))
+    assert changes.shape == rows.shape
+    for i, k in [
+        (0, pieces[0]),
+        (7, pieces[0]),
+        (8, pieces[1]),
+        (20, pieces[3]),
+        (39, pieces[3]),
+        (5, text.PAD),
+        (9, 100),
+    ]:
+        changed = rows.copy()
+        changed[i] = np.eye(text.VOCAB_SIZE)[k]
+        difference = float(reward(changed)) - float(reward(rows))
+        # Two possible words that share a position are counted as if they were independent.
+        assert changes[i, k] == pytest.approx(difference, rel=1e-2, abs=1e-4)
+    assert changes.max() > (0 if penalty < 40 else 1)
+
+
+def test_changes_of_a_word_that_is_impossible_are_finite():
+    the = list(PIECES).index(" the")
+    for penalty in (10.0, math.inf):
+        changes = np.asarray(ContainsWord("shepherd", penalty).changes(one_hot(np.full(text.LENGTH, the))))
+        np.testing.assert_array_equal(changes, 0.0)
+
+
 @pytest.mark.slow
-def test_steering_by_rows_has_the_weights_that_tokens_ask_for():
+@pytest.mark.parametrize("proposal", ["base", "locally_optimal"])
+def test_steering_by_rows_has_the_weights_that_tokens_ask_for(proposal):
     # Independent positions, so that all is known: log E exp(reward) is the reward of the model's rows.
     lord, the = (text.word_token_sequences(word)[0][0] for word in ("lord", "the"))
     probabilities = jnp.zeros((text.LENGTH, text.VOCAB_SIZE)).at[:, [lord, the]].set(jnp.array([0.002, 0.998]))
@@ -272,7 +303,7 @@ def test_steering_by_rows_has_the_weights_that_tokens_ask_for():
     assert float(reward(probabilities)) == pytest.approx(np.log(exact), rel=1e-5)
     result = rj.steer(
         jax.random.key(0), rj.tilt(model, reward, at="x0", gradient=True), rj.time_grid(model.process, 8), 64,
-        proposal="base", num_groups=8, warn=False, progress=False,
+        proposal=proposal, num_groups=8, warn=False, progress=False,
     )  # fmt: skip
     has_it = jnp.any(result.particles == lord, axis=-1)
     normalizers = jnp.exp(result.log_normalizer)
