@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,44 +171,53 @@ def main() -> None:
     prompts = list(PROMPTS[: arguments.prompts])
     matcher = digit_tokens.load_matcher("reward")
     key = jax.random.key(arguments.seed)
-    rows: list[dict[str, Any]] = []
-    sheet: dict[str, np.ndarray] = {}
+    path = arguments.output / "token_rewards.json"
+    settings = {name: getattr(arguments, name) for name in ("model", "prompts", "runs", "steps", "seed")}
+    report: dict[str, Any] = {"settings": settings, "prompts": prompts, "rows": [], "shown": {}}
+    if path.exists():
+        stored = json.loads(path.read_text())
+        if stored["settings"] == settings:
+            report = stored  # what it has is not measured again
+    arguments.output.mkdir(parents=True, exist_ok=True)
 
     def run(name: str, method: Method, n: int, shown: str = "") -> None:
-        begin = time.perf_counter()
+        has_it = any((row["method"], row["particles"]) == (name, n) for row in report["rows"])
+        if has_it and (not shown or shown in report["shown"]):
+            return
         found = []
         for i, prompt in enumerate(prompts):
             condition = digit_tokens.parse(prompt)
             problem = Problem(model, condition, digit_tokens.Match(matcher, condition))
             found.append(method(jax.random.fold_in(key, i), problem, times, n, arguments.runs))
-        rows.append({"method": name, "particles": n, **judge(found, prompts)})
-        rows[-1]["seconds"] = round(time.perf_counter() - begin, 1)
-        print(rows[-1], flush=True)
+        if not has_it:
+            report["rows"].append({"method": name, "particles": n, **judge(found, prompts)})
+            print(report["rows"][-1], flush=True)
         if shown:
-            sheet[shown] = np.stack(found)[:, :SHOWN]
+            report["shown"][shown] = np.stack(found)[:, :SHOWN].tolist()
+        path.write_text(json.dumps(report) + "\n")
 
     largest = max(arguments.particles)
-    for n in arguments.particles:
-        for name, method in METHODS.items():
-            shown = {("best of N", 1): "the digit said", ("gradient", largest): f"rewarded, {largest} particles"}
-            run(name, method, n, shown.get((name, n), ""))
     run("given the whole prompt", whole_prompt, 1, "the prompt said")
     run(f"guided ({GUIDANCE:g}), uncorrected", guided(0.0), 1)  # two evaluations for each particle
     run(f"guided ({GUIDANCE:g})", guided(0.5), largest // 2, f"guided, {largest // 2} particles")
-    rows.append({"method": "real pictures that fit", "particles": None, **judge(real_pictures(prompts), prompts)})
+    for name, method in METHODS.items():
+        for n in arguments.particles:
+            shown = {("best of N", 1): "the digit said", ("gradient", largest): f"rewarded, {largest} particles"}
+            run(name, method, n, shown.get((name, n), ""))
+    real = {"method": "real pictures that fit", "particles": None, **judge(real_pictures(prompts), prompts)}
+    report["rows"] = [row for row in report["rows"] if row["particles"]] + [real]
+    path.write_text(json.dumps(report) + "\n")
     arguments.pictures.mkdir(parents=True, exist_ok=True)
-    draw(sheet, prompts, arguments.pictures / "digits_tokens_prompts.png")
-    settings = {name: str(value) for name, value in vars(arguments).items()}
-    report = {"settings": settings, "prompts": prompts, "rows": rows}
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "token_rewards.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(report["shown"], prompts, arguments.pictures / "digits_tokens_prompts.png")
     text = "\n".join(markdown(report))
     (arguments.output / "token_rewards.md").write_text(text + "\n")
     print(text)
 
 
-def draw(sheet: dict[str, np.ndarray], prompts: list[str], path: Path) -> None:
+def draw(shown: dict[str, Any], prompts: list[str], path: Path) -> None:
     """A row for each prompt, and in it a few samples of each way to make them."""
+    order = ("the digit said", "the prompt said", "guided", "rewarded")
+    sheet = {name: np.asarray(shown[name]) for start in order for name in shown if name.startswith(start)}
     blank = np.full((len(prompts), 1, *digit_tokens.decode(sheet["the digit said"][0, 0]).shape), 0.35)
     blocks = [np.concatenate([digit_tokens.decode(x), blank], axis=1) for x in sheet.values()]
     images = np.concatenate(blocks, axis=1)[:, :-1]
@@ -231,7 +239,13 @@ def markdown(report: dict[str, Any]) -> list[str]:
         "| particles | method | judge: log p(prompt) | all right | digit | width | slant | diversity |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for r in report["rows"]:
+    names = list(METHODS)
+
+    def place(row: dict[str, Any]) -> tuple[float, int]:
+        method = row["method"]
+        return (row["particles"], names.index(method)) if method in METHODS else (np.inf, 0)
+
+    for r in sorted(report["rows"], key=place):
         cells = [f"{r[name]:.2f} ± {r[f'{name}_error']:.2f}" for name in ("log_prob", "all", "digit", "width", "slant")]
         lines.append(f"| {r['particles'] or ''} | {r['method']} | {' | '.join(cells)} | {r['diversity']:.3f} |")
     return lines
