@@ -225,7 +225,11 @@ def draw(shown: dict[str, Any], prompts: list[str], path: Path) -> None:
     labels = [""] * (len(prompts) * columns)
     labels[::columns] = prompts
     figure = plot.sample_sheet(
-        images.reshape(-1, *images.shape[2:]), labels, columns=columns, value_range=(0.0, 1.0), title=" | ".join(sheet)
+        images.reshape(-1, *images.shape[2:]),
+        labels,
+        columns=columns,
+        value_range=(0.0, 1.0),
+        title="from left to right: " + " | ".join(sheet),
     )
     plot.save(figure, path)
 
