@@ -585,9 +585,9 @@ def load_matcher(name: str) -> Matcher:
 
     "reward" (strided convolutions, smooth, trained on the first half of the training images, also on pictures that are
     only partly known) is meant as a reward, of tokens or of predicted x_0. "judge" (another architecture, trained on
-    the other half) is meant only to judge what was made with the help of the first: it has seen
-    binary pictures only, and is sure of itself where it should not be on any other. Accuracies are in the model cards
-    beside the checkpoints; `scripts/train_prompt_matchers.py` makes both.
+    the other half) is meant only to judge what was made with the help of the first: it has seen binary pictures only,
+    and is sure of itself where it should not be on any other. Accuracies are in the model cards beside the checkpoints;
+    `scripts/train_prompt_matchers.py` makes both.
 
     Args:
       name: "reward" or "judge".

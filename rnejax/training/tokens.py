@@ -285,7 +285,8 @@ def _score_entropy(
         return alpha[:, None, None] * over + rest * jnp.sum(over, axis=-1, keepdims=True)
 
     true = scores(jax.nn.one_hot(x0, size))
-    log_model = said if says_scores else jnp.log(scores(jnp.exp(said) / size))
+    # What a network says of the token that is there means nothing, and is not asked.
+    log_model = jnp.where(own > 0, 0.0, said) if says_scores else jnp.log(scores(jnp.exp(said) / size))
     terms = true * (jnp.log(true) - log_model) + jnp.exp(log_model) - true
     rate = (process.t_max - process.t_min) * -slope / (alpha * size)
     return rate * jnp.sum(jnp.where(own > 0, 0.0, terms), axis=(1, 2))
