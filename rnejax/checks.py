@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,6 +33,24 @@ def check_number(name: str, value: Any, *, positive: bool = False) -> float:
     if positive and not number > 0:
         raise ValueError(f"{name} must be positive, got {number:g}")
     return number
+
+
+def check_integers(name: str, values: Any, highest: int | Sequence[int]) -> None:
+    """Raises ValueError, by the name, for an array of another type or with an entry that is not from 0 to `highest`,
+    which may be one number for each entry of the last axis. Of traced values only the type is known.
+    """
+    if not np.issubdtype(values.dtype, np.integer):
+        raise ValueError(f"{name} must be integers, got {values.dtype}")
+    if is_traced(values):
+        return
+    values = np.asarray(values)
+    bad = (values < 0) | (values > np.asarray(highest))
+    if bad.any():
+        position = tuple(np.argwhere(bad)[0].tolist())
+        largest = np.broadcast_to(highest, values.shape)[position]
+        raise ValueError(
+            f"{name} must be from 0 to {largest}{f' at {list(position)}' if position else ''}, got {values[position]}"
+        )
 
 
 def check_key(key: Any) -> None:

@@ -40,7 +40,7 @@ import numpy as np
 
 import rnejax as rj
 from rnejax import plot
-from rnejax.systems import digit_tokens
+from rnejax.systems import digit_tokens, prompt_matchers
 
 PROMPTS = (
     "a bold slanted seven",
@@ -143,7 +143,7 @@ def real_pictures(prompts: list[str]) -> list[np.ndarray]:
 def judge(x: list[np.ndarray], prompts: list[str]) -> dict[str, Any]:
     """Of samples of each prompt, (runs, length): means over prompts, with the standard errors of their samples."""
     conditions = [np.broadcast_to(digit_tokens.parse(prompt), (len(each), 3)) for prompt, each in zip(prompts, x)]
-    verdict = digit_tokens.judge(np.concatenate(x), np.concatenate(conditions))
+    verdict = prompt_matchers.judge(np.concatenate(x), np.concatenate(conditions))
     row: dict[str, Any] = {"samples": [len(each) for each in x]}
     ends = np.cumsum(row["samples"])[:-1]
     for name, values in verdict._asdict().items():
@@ -169,7 +169,7 @@ def main() -> None:
     model = rj.load_model(arguments.model)
     times = rj.time_grid(model.process, arguments.steps)
     prompts = list(PROMPTS[: arguments.prompts])
-    matcher = digit_tokens.load_matcher("reward")
+    matcher = prompt_matchers.load_matcher("reward")
     key = jax.random.key(arguments.seed)
     path = arguments.output / "token_rewards.json"
     settings = {name: getattr(arguments, name) for name in ("model", "prompts", "runs", "steps", "seed")}
@@ -187,7 +187,7 @@ def main() -> None:
         found = []
         for i, prompt in enumerate(prompts):
             condition = digit_tokens.parse(prompt)
-            problem = Problem(model, condition, digit_tokens.Match(matcher, condition))
+            problem = Problem(model, condition, prompt_matchers.Match(matcher, condition))
             found.append(method(jax.random.fold_in(key, i), problem, times, n, arguments.runs))
         if not has_it:
             report["rows"].append({"method": name, "particles": n, **judge(found, prompts)})

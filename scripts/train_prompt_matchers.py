@@ -21,7 +21,8 @@ import numpy as np
 from scipy.ndimage import affine_transform
 
 from rnejax.networks import build, functional, num_weights, save_network
-from rnejax.systems import digit_tokens, digits
+from rnejax.systems import digit_tokens, digits, prompt_matchers
+from rnejax.systems.ink import binarise
 from rnejax.training import fit, make_optimizer
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -93,10 +94,10 @@ def train(name: str, recipe: dict[str, Any], output: Path, batch_size: int = 64)
         # The barrier keeps XLA from spending minutes on arithmetic with these constants.
         hidden = jax.lax.optimization_barrier(others)
         ink = jax.vmap(see, (0, 0, 0, None))(keys, batch.ink, batch.number, hidden)
-        return -said(digit_tokens.Matcher(apply, params)(ink), batch.conditions).sum(0)
+        return -said(prompt_matchers.Matcher(apply, params)(ink), batch.conditions).sum(0)
 
     def evaluate(weights: Any) -> dict[str, float]:
-        found = score(digit_tokens.Matcher(apply, weights), "validation")
+        found = score(prompt_matchers.Matcher(apply, weights), "validation")
         return {part: found[part]["accuracy"] for part in ENTRIES}
 
     result = fit(
@@ -114,7 +115,7 @@ def train(name: str, recipe: dict[str, Any], output: Path, batch_size: int = 64)
         on_report=lambda report: print(name, report, flush=True),
     )
     seconds = time.perf_counter() - started
-    matcher = digit_tokens.Matcher(apply, result.average)
+    matcher = prompt_matchers.Matcher(apply, result.average)
     scores: dict[str, Any] = {split: score(matcher, split) for split in ("validation", "test")}
     if recipe["soft"]:
         scores["partly_known"] = partly_known(matcher)
@@ -140,7 +141,7 @@ def pictures(half: int, warps: int, seed: int) -> Pictures:
     images, labels = everything.images[half_of_them], everything.labels[half_of_them]
     conditions = digit_tokens.classify(images, labels)
     rng = np.random.default_rng(seed)
-    variants = [digit_tokens.binarise(images)]
+    variants = [binarise(images)]
     for _ in range(warps):
         warped = np.stack([warp(rng, image[..., 0]) for image in images])[..., None]
         # Slant and width are measured again: a version of which other words hold gives way to the image itself.
@@ -207,7 +208,7 @@ def soften(key: jax.Array, ink: jax.Array, number: jax.Array, others: jax.Array,
 ENTRIES = ("digit", "width", "slant")
 
 
-def said(found: digit_tokens.LogProbs, conditions: jax.Array) -> jax.Array:
+def said(found: prompt_matchers.LogProbs, conditions: jax.Array) -> jax.Array:
     """Log-probabilities of the right options, shape (3, n)."""
     parts = [jnp.take_along_axis(part, conditions[:, i, None], axis=1)[:, 0] for i, part in enumerate(found)]
     return jnp.stack(parts)
@@ -263,7 +264,7 @@ def card(name: str, recipe: dict[str, Any], made: dict[str, Any], scores: dict[s
     text = f"""# digit_tokens_{name}
 
 Log-probabilities of the ten digits, three widths and three slants for ink (28, 28, 1) from 0 (paper) to 1:
-`rnejax.systems.digit_tokens.load_matcher("{name}")`. {purpose}
+`rnejax.systems.prompt_matchers.load_matcher("{name}")`. {purpose}
 
 | | |
 |---|---|

