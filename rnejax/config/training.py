@@ -113,8 +113,10 @@ Term = Literal["score", "rne", "rne_euler", "fokker_planck", "prior"]
 
 
 class Training(Section):
-    """How the network is fitted: denoising score matching, Adam, a moving average of the weights."""
+    """How the network is fitted: denoising score matching, Adam or Muon, a moving average of the weights."""
 
+    optimizer: Literal["adam", "muon"] = "adam"
+    """Adam for all, or Muon for the hidden matrices, which a transformer learns faster with"""
     num_steps: PositiveInt = 6000
     """optimiser steps in all"""
     batch_size: PositiveInt = 32

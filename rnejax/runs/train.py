@@ -42,6 +42,7 @@ def run(config: TrainRun, output: Output) -> None:
             decay_steps=settings.decay_steps,
             clip_norm=settings.clip_norm,
             weight_decay=settings.weight_decay,
+            method=settings.optimizer,
         )
         apply, params = functional(network)
         loss = make_loss(config, process, apply, data)

@@ -57,3 +57,39 @@ def test_large_gradients_are_clipped_by_their_common_norm():
     _, state = optimizer.update({"a": jnp.array([30.0]), "b": jnp.array([40.0])}, state, params)
     moments = optax.tree_utils.tree_get(state, "mu")
     np.testing.assert_allclose(jax.tree.leaves(moments), [[0.06], [0.08]], rtol=1e-5)  # (1 - 0.9) * (0.6, 0.8)
+
+
+def test_muon_moves_hidden_matrices_evenly_in_all_directions_and_the_rest_as_nadam_does():
+    key = jax.random.key(0)
+    params = {
+        "blocks": {0: {"up": {"kernel": jnp.zeros((6, 24)), "bias": jnp.zeros(24)}}},
+        "convolution": {"kernel": jnp.zeros((3, 3, 6, 6))},
+        "embed": {"embedding": jnp.zeros((10, 6))},
+        "head": {"kernel": jnp.zeros((6, 10))},
+    }
+    gradient = jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), params)
+    muon = make_optimizer(0.01, num_steps=10, decay_steps=0, method="muon")
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.nadam(0.01))
+    ours, adams = (each.update(gradient, each.init(params), params)[0] for each in (muon, adam))
+    matrix = ours["blocks"][0]["up"].pop("kernel")
+    adams["blocks"][0]["up"].pop("kernel")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, adams)
+    # Five Newton-Schulz steps take every singular value to between 0.68 and 1.13 (Jordan et al. 2024).
+    sizes = jnp.linalg.svd(matrix, compute_uv=False) / (0.01 * 0.2 * np.sqrt(24))
+    assert np.all((sizes > 0.65) & (sizes < 1.2))
+    before = jnp.linalg.svd(gradient["blocks"][0]["up"]["kernel"], compute_uv=False)
+    assert before[0] > 2 * before[-1]
+    assert jnp.sum(matrix * gradient["blocks"][0]["up"]["kernel"]) < 0
+
+
+def test_muon_decays_weights_by_the_learning_rate():
+    params = {"layer": {"kernel": jnp.ones((4, 4))}, "embed": {"embedding": jnp.ones((4, 4))}}
+    optimizer = make_optimizer(0.01, num_steps=10, decay_steps=0, weight_decay=0.5, method="muon")
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    for update in jax.tree.leaves(updates):
+        np.testing.assert_allclose(update, -0.01 * 0.5, rtol=1e-5)
+
+
+def test_an_unknown_method_is_named_in_the_error():
+    with pytest.raises(ValueError, match="'adam' or 'muon': got 'sgd'"):
+        make_optimizer(1.0, num_steps=10, method="sgd")
