@@ -64,10 +64,7 @@ def infill(model: DiffusionModel, template: Any) -> DiffusionModel:
     process = model.process
     if not isinstance(process, (Masked, AnyOrder)):
         raise ValueError(f"only masked tokens can be filled in; the process is {process}")
-    tokens = jnp.asarray(template)
-    if tokens.ndim != 1:
-        raise ValueError(f"template must be one sequence of shape ({process.length},), got shape {tokens.shape}")
-    tokens = process.check_tokens("template", tokens[None], clean=False)[0]
+    tokens = process.check_tokens("template", template, clean=False, shape="({length},)")
     if not is_traced(tokens) and not bool(jnp.any(tokens == process.mask_token)):
         raise ValueError(f"template has no blank: it needs MASK, {process.mask_token}, where something is wanted")
     return model.with_prior(Template(tokens, process.vocab_size))

@@ -212,3 +212,25 @@ def test_uniform_data_have_no_mask():
     model = rj.DiffusionModel(Uniform(V, L), lambda x, t: jnp.zeros((L, V)))
     with pytest.raises(ValueError, match=r"is 3, but tokens are 0, \.\.\., 2"):
         rj.log_density(jax.random.key(0), model, np.asarray([[0, 1, 3]]), rj.time_grid(model.process, 4), 2)
+
+
+@pytest.mark.parametrize("process", [MASKED, MASKED.one_token_per_step(), Uniform(V, L)])
+def test_no_law_is_given_of_what_are_no_tokens(process):
+    time = 1
+    process.marginal(np.asarray([[0, 1, 2], [2, 2, 2]]), time)
+    for x0, message in [
+        ([0, 1, 5], r"x0\[2\] is 5, but tokens are 0, \.\.\., 2$"),
+        ([[0, 1, 2], [0, -1, 2]], r"x0\[1, 1\] is -1, .*; 1 of 2 rows"),
+        ([0, 1], r"x0 must have shape \(\.\.\., 3\), .* got \(2,\)"),
+        ([0, 1, 3], "x0.2. is"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            process.marginal(np.asarray(x0), time)
+    with pytest.raises(ValueError, match=r"x_s\[0\] is 4, but tokens are 0, \.\.\., \d"):
+        process.forward(np.asarray([4, 1, 2]), 0, time)
+    jax.eval_shape(lambda x0: process.marginal(x0, time).log_prob(x0), jnp.asarray([9, 9, 9]))  # nobody looks
+
+
+def test_what_is_masked_may_be_noised_again():
+    noised = MASKED.forward(np.asarray([0, 3, 3]), 0.2, 0.5).sample(jax.random.key(0))
+    assert list(noised[1:]) == [3, 3]
