@@ -64,7 +64,7 @@ def infill(model: DiffusionModel, template: Any) -> DiffusionModel:
     process = model.process
     if not isinstance(process, (Masked, AnyOrder)):
         raise ValueError(f"only masked tokens can be filled in; the process is {process}")
-    tokens = process.check_tokens("template", template, clean=False, shape="({length},)")
+    tokens = process.check_tokens("template", template, clean=False, batch=False)
     if not is_traced(tokens) and not bool(jnp.any(tokens == process.mask_token)):
         raise ValueError(f"template has no blank: it needs MASK, {process.mask_token}, where something is wanted")
     return model.with_prior(Template(tokens, process.vocab_size))

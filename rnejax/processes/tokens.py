@@ -161,18 +161,17 @@ class TokenProcess(Process):
             raise ValueError(f"states of {type(self).__name__} have shape ({self.length},), its length; got {shape}")
         return (self.length,)
 
-    def check_tokens(self, name: str, x: Any, clean: bool = True, shape: str = "(n, {length})") -> Array:
-        """Sequences as int32: of ``shape`` "(n, {length})", "({length},)", or "(..., {length})" for any leading axes.
+    def check_tokens(self, name: str, x: Any, clean: bool = True, batch: bool = True) -> Array:
+        """Sequences with a batch axis, or one without, as int32.
 
         Raises:
           ValueError: for anything but integers, sequences of another shape, tokens that are none, or MASK among those
             that should be ``clean``; traced tokens are not looked at.
         """
         x = jnp.asarray(x)
-        shape = shape.format(length=self.length)
-        num_axes = x.ndim if "..." in shape else shape.count(",") + (not shape.endswith(",)"))
-        if x.ndim != num_axes or x.shape[-1:] != (self.length,):
-            raise ValueError(f"{name} must have shape {shape}, sequences of that length, got {x.shape}")
+        if x.ndim != 1 + batch or x.shape[-1] != self.length:
+            expected = f"(n, {self.length}), sequences" if batch else f"({self.length},), one sequence"
+            raise ValueError(f"{name} must have shape {expected} of that length, got {x.shape}")
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise ValueError(f"{name} must be integers, the numbers of tokens, got {x.dtype}")
         if not is_traced(x):
@@ -186,21 +185,17 @@ class TokenProcess(Process):
                     what = f"is MASK ({token}), which clean data have not"
                 else:
                     what = f"is {token}, but tokens are 0, ..., {allowed - 1}"
-                rows = bad.reshape(-1, self.length).any(axis=1)
-                count = f"; {rows.sum()} of {len(rows)} rows" if values.ndim > 1 else ""
+                count = f"; {bad.any(axis=1).sum()} of {len(bad)} rows" if batch else ""
                 raise ValueError(f"{name}[{', '.join(map(str, where))}] {what}{count}")
         return x.astype(jnp.int32)
 
     def forward(self, x_s: Array, s: Any, t: Any) -> Any:
-        """The noising kernel F(x_t | x_s).
+        """The noising kernel F(x_t | x_s) of one sequence.
 
         Raises:
-          ValueError: for what are no tokens, outside of compiled code.
+          ValueError: for another shape, and outside of compiled code for what are no tokens.
         """
-        return super().forward(self.check_tokens("x_s", x_s, clean=False, shape="(..., {length})"), s, t)
-
-    def _clean(self, x0: Array) -> Array:
-        return self.check_tokens("x0", x0, shape="(..., {length})")
+        return super().forward(self.check_tokens("x_s", x_s, clean=False, batch=False), s, t)
 
     def _alphas(self, t: Any) -> Any:
         value = self.alpha(t)
@@ -242,13 +237,13 @@ class Masked(TokenProcess):
         return AnyOrder(self.vocab_size, self.length, self.schedule)
 
     def marginal(self, x0: Array, t: Any) -> Categorical:
-        """The law of x_t given x_0, of any leading axes.
+        """The law of x_t given x_0, one sequence.
 
         Raises:
-          ValueError: for what are no tokens, or MASK, outside of compiled code.
+          ValueError: for another shape, and outside of compiled code for what are no tokens, or MASK.
         """
         nothing, level = self._level(np.float64(0)), self.level(t)
-        return self._step(nothing, level).forward(self._clean(x0))
+        return self._step(nothing, level).forward(self.check_tokens("x0", x0, batch=False))
 
     def reference_at(self, level: MaskedLevel, shape: tuple[int, ...]) -> Categorical:
         """Uniform tokens, masked with probability 1 - alpha."""
@@ -300,8 +295,8 @@ class Uniform(TokenProcess):
         super().__post_init__()
 
     def marginal(self, x0: Array, t: Any) -> Categorical:
-        """The law of x_t given x_0, of any leading axes; raises what ``Masked.marginal`` does."""
-        return self._step(self._level(np.float64(0)), self.level(t)).forward(self._clean(x0))
+        """The law of x_t given x_0, one sequence; raises what ``Masked.marginal`` does."""
+        return self._step(self._level(np.float64(0)), self.level(t)).forward(self.check_tokens("x0", x0, batch=False))
 
     def reference_at(self, level: UniformLevel, shape: tuple[int, ...]) -> Categorical:
         """Uniform tokens, at every time."""
@@ -370,7 +365,9 @@ class AnyOrder(TokenProcess):
 
     def marginal(self, x0: Array, t: Any) -> Scattered:
         """The law of x_t given x_0: t masks at random positions; raises what ``Masked.marginal`` does."""
-        return Scattered(self._num_masked(self.level(t)), self.vocabulary, self.length, self._clean(x0))
+        return Scattered(
+            self._num_masked(self.level(t)), self.vocabulary, self.length, self.check_tokens("x0", x0, batch=False)
+        )
 
     def reference_at(self, level: MaskedLevel, shape: tuple[int, ...]) -> Scattered:
         """Uniform tokens, as many of them masked as there are at this time, at random positions."""
