@@ -47,9 +47,9 @@ def make_optimizer(
     ``muon`` moves the hidden matrices, which are two-dimensional arrays called "kernel" outside of a layer called
     "head", by the orthogonal factor of their momentum's polar decomposition (Jordan et al. 2024), scaled to the size of
     a step of Adam, 0.2 times the learning rate per entry (Liu et al. 2025), so that learning rates of Adam carry over.
-    All else (embeddings, the last layer, convolutions, biases) is Adam's, with Nesterov's momentum. A transformer may
-    need half as many steps (the card of the shipped model "verses" has numbers), each dearer by the fifteen matrix
-    products of five Newton-Schulz iterations for every kernel.
+    All else (embeddings, the last layer, convolutions, biases) is Adam's, with Nesterov's momentum. A transformer
+    needs fewer steps (the card of the shipped model "verses" has numbers), each dearer by the fifteen matrix products
+    of five Newton-Schulz iterations for every kernel.
 
     Raises:
         ValueError: for another method, or a schedule that does not fit.
