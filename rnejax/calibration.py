@@ -79,7 +79,7 @@ def calibrate_elastic_network(
     least: float = 1e-3,
     tolerance: float = 1e-6,
 ) -> DiffusionModel:
-    """The model with the covariance of an elastic network, :class:`rnejax.covariance.ElasticNetwork`.
+    """The model with the covariance of an elastic network, `rnejax.covariance.ElasticNetwork`.
 
     Its numbers c, a and b minimise the mean KL divergence of N(D, C) from N(D, C'), C the covariance of x_0 given x_t
     that the denoiser's Jacobian says, C' that of the network: they maximise
@@ -99,7 +99,7 @@ def calibrate_elastic_network(
       num_knots: of the functions of distance of every class of pairs, at quantiles of the data's distances.
       num_samples: points used, each with one noise at every time, and one JVP per coordinate.
       weakest: where the variance of x_0 is a smaller share of sigma^2 / alpha^2 than this, there are no springs, and
-        the variance is that of :func:`rnejax.calibrate`: a network's Jacobian is a difference of large numbers there.
+        the variance is that of `rnejax.calibrate`: a network's Jacobian is a difference of large numbers there.
       least: share of the reference's variance that is added to all variances for the fit and taken off again, so that
         what does not move has a spring of finite stiffness.
       tolerance: nats per point by which the likelihood may still rise where the fit of a level ends.
@@ -247,7 +247,7 @@ def _maximise(
 ) -> np.ndarray:
     """The maximum of sum log det(precision) / 2 - linear by Newton's method; ``safe`` is inside its domain.
 
-    ``sums`` returns the value (-inf outside), the gradient and the negative Hessian; ``along`` what :func:`_best_step`
+    ``sums`` returns the value (-inf outside), the gradient and the negative Hessian; ``along`` what `_best_step`
     needs. It ends where half the Newton decrement, by which the value could still rise, is below ``tolerance``.
     """
 

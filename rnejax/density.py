@@ -91,7 +91,7 @@ def sample(
       save: ``("particles",)`` to keep every state in ``info.saved``; by default nothing grows with the steps.
       progress: a bar; by default on a terminal only.
 
-    Costs one network evaluation per sample and step. Warns (:class:`SignalAtEndWarning`) where the grid ends too early
+    Costs one network evaluation per sample and step. Warns (`SignalAtEndWarning`) where the grid ends too early
     for the model's default prior.
 
     Raises:
@@ -115,7 +115,7 @@ def generate(
     save: tuple[str, ...] = (),
     progress: bool | None = None,
 ) -> Samples:
-    """:func:`sample` with arguments that have been checked."""
+    """`sample` with arguments that have been checked."""
     problem = Generate(
         model, model.process.level(times[-1]), model.process.level(times[0]), get_estimator(estimator, model)
     )
@@ -153,10 +153,10 @@ def log_density(
       times: increasing times; the density is that of p_{times[0]}, so x is a state at times[0].
       num_paths: noisings per point. The average is of densities, so the estimate is consistent and its bias (low, about
         half the variance of one path over ``num_paths``) falls with their number.
-      estimator: as for :func:`sample`.
+      estimator: as for `sample`.
       progress: a bar; by default on a terminal only.
 
-    Costs one network evaluation per point, path and step. Warns as :func:`sample` does.
+    Costs one network evaluation per point, path and step. Warns as `sample` does.
 
     Raises:
       ValueError: for points of another shape, not floating, not finite or off the subspace, no points, fewer than one

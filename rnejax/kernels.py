@@ -2,11 +2,11 @@
 
 Everything in this library is a sum of log-ratios of such kernels along a path, so the ratio is what a kernel computes
 best. Two kernels of one transition differ by a small shift of the mean and a small relative change of the covariance;
-``log p - log q`` of two large log-densities would lose both in float32. A :class:`Gaussian` therefore keeps its mean as
+``log p - log q`` of two large log-densities would lose both in float32. A `Gaussian` therefore keeps its mean as
 ``anchor + shift``, where the anchor is shared by all kernels of a transition, and its covariance as
 ``variance * (I + M)``, where ``M`` is small: means and covariances are compared by the differences of the small parts.
-The log-probabilities of tokens are kept the same way, as a shared ``anchor`` and a ``shift`` (:class:`Categorical`: all
-tokens, each for itself; :class:`OneToken`: one of them).
+The log-probabilities of tokens are kept the same way, as a shared ``anchor`` and a ``shift`` (`Categorical`: all
+tokens, each for itself; `OneToken`: one of them).
 """
 
 from __future__ import annotations

@@ -41,12 +41,12 @@ class DiffusionModel:
         ``velocity`` (alpha' x_0 + sigma' eps), or ``energy`` (a scalar E with p_t proportional to exp(-E)). Each is
         converted exactly.
       covariance: ``euler``, ``reference``, ``hutchinson``, ``diagonal``, ``full``, or an object such as the table that
-        :func:`rnejax.calibrate` makes. See :mod:`rnejax.covariance`.
+        `rnejax.calibrate` makes. See `rnejax.covariance`.
       shape: of one state.
       params, condition: any pytrees of arrays. They are dynamic: new weights or another class label recompile nothing.
       batched: fn takes a batch: x (n, *shape), t (n,), condition with a leading axis n.
       noise_level: what fn gets as its second argument: ``t``, ``sigma``, ``log_snr`` (log alpha^2/sigma^2), ``index``
-        (t - 1 as an integer, for a table of betas), or a function of the :class:`~rnejax.processes.NoiseLevel`.
+        (t - 1 as an integer, for a table of betas), or a function of the `NoiseLevel`.
       prior: the law at the largest time, in the network's coordinates and on the process's subspace: anything with
         ``sample(key)`` and ``log_prob(x)``; default: the reference's.
       transform: from the network's coordinates to the user's. Samples, densities and rewards are in the user's.

@@ -40,7 +40,7 @@ MEASURED = {
 
 
 def shipped_models() -> list[str]:
-    """Names that :func:`load_model` knows: the diffusion models that come with the package."""
+    """Names that `load_model` knows: the diffusion models that come with the package."""
     folder = resources.files("rnejax") / "checkpoints"
     files = sorted(Path(str(folder)).glob("*.safetensors"))
     return [file.stem for file in files if "diffusion" in load_metadata(file)]
@@ -153,7 +153,7 @@ def load_model(name_or_path: str | os.PathLike[str], fn: Callable[..., Any] | No
     """Read a model.
 
     Args:
-      name_or_path: the name of a shipped model, or a file that :func:`save_model` wrote.
+      name_or_path: the name of a shipped model, or a file that `save_model` wrote.
       fn: the network's function ``fn(params, x, t, condition)`` or flax module, where the file does not say how to
         build it. The weights are the file's; those of an nnx module only say what they must look like.
 

@@ -1,6 +1,6 @@
 """Pictures of what a run made. matplotlib is imported when the first one is drawn, and needs no display.
 
-Every function returns a new ``matplotlib.figure.Figure`` and draws nothing else: save it with :func:`save`, or show it
+Every function returns a new ``matplotlib.figure.Figure`` and draws nothing else: save it with `save`, or show it
 in a notebook by naming it.
 """
 
@@ -64,13 +64,13 @@ def compare_sheets(
     """Several sheets beside each other, each under its name: what changes from one way of sampling to another.
 
     Args:
-      groups: images by name, as for :func:`sample_sheet`; the first ``rows * columns`` of each are shown.
+      groups: images by name, as for `sample_sheet`; the first ``rows * columns`` of each are shown.
       columns: images per row of each sheet.
       rows: the most rows of a sheet.
       value_range: the values shown as black and white.
 
     Raises:
-      ValueError: for no groups, or images as in :func:`sample_sheet`.
+      ValueError: for no groups, or images as in `sample_sheet`.
     """
     if not groups:
         raise ValueError("groups must hold at least one set of images")
@@ -87,7 +87,7 @@ def traces(info: Any, *, num_particles: int, ess_threshold: float | None = None,
     """Effective sample size, log normalising constant and surviving ancestors over time, noise on the left.
 
     Args:
-      info: of a result of :func:`rnejax.steer`; with groups, one thin line each.
+      info: of a result of `rnejax.steer`; with groups, one thin line each.
       num_particles: per group.
       ess_threshold: the fraction below which particles are resampled, drawn as a line.
     """

@@ -15,7 +15,7 @@ both exact. The angle runs from about sigma / data_std near the data to at most 
 process, and no rate of the schedule is left in the equation: one adaptive solver serves them all.
 
 The flow of an imperfect network does not generate what its reverse chain generates. Its density is another number than
-that of :func:`rnejax.log_density`, and not wrong for that; where the score is exact they agree.
+that of `rnejax.log_density`, and not wrong for that; where the score is exact they agree.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def probability_flow_log_density(
       key: a typed key; the probes of ``hutchinson`` come from it, ``exact`` draws nothing.
       model: the model; its covariance choice plays no part.
       x: points in the user's coordinates, with a batch axis: (n, *shape).
-      times: increasing times, as for :func:`rnejax.log_density`. Only the first, whose density it is, and the last
+      times: increasing times, as for `rnejax.log_density`. Only the first, whose density it is, and the last
         matter: the solver chooses its own in between.
       divergence: ``exact``, one JVP per dimension, or ``hutchinson``, an unbiased estimate from Rademacher probes that
         stay the same along the path (Grathwohl et al. 2019).
@@ -222,7 +222,7 @@ def angle_at(process: GaussianProcess, t: Array) -> Array:
 
 
 def time_at_angle(process: GaussianProcess, angle: Array, low: Array, high: Array) -> Array:
-    """The inverse of :func:`angle_at` on [low, high], by bisection in log t until the working precision is spent."""
+    """The inverse of `angle_at` on [low, high], by bisection in log t until the working precision is spent."""
 
     def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         lower, upper = bracket

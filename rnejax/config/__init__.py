@@ -2,8 +2,8 @@
 
 A configuration is a tree of typed sections (pydantic). Values come from the defaults, then from the file, then from
 ``--key value`` on the command line, with dots for nesting. Whatever is not a key, or not of its type, is a
-:class:`ConfigError` that names the key, the value and the nearest valid key. No algorithm sees these objects: the runs
-in :mod:`rnejax.runs` turn them into the arguments of the library's functions.
+`ConfigError` that names the key, the value and the nearest valid key. No algorithm sees these objects: the runs
+in `rnejax.runs` turn them into the arguments of the library's functions.
 """
 
 from .basics import Device, Grid, ModelRun, Run, Section

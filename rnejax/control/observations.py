@@ -6,7 +6,7 @@ s^2 I + C_t with C_t = Cov[A(x_0) | x_t]. A scalar strength lambda_t = s^2 / (s^
 residual y - A(D) lies where C_t is large, not evenly in all directions: a direction of variance C_i has the share
 C_i / tr C of it. So c_t = tr(C_t^2) / tr(C_t), the variance that the residual itself sees, and not tr(C_t) / k: pixels
 are predicted together, rightly or wrongly, and taken for independent they would be believed some ten times too much
-where there is mostly noise. :func:`prediction_error` measures it; without, the model's own Cov[x_0 | x_t] has to do.
+where there is mostly noise. `prediction_error` measures it; without, the model's own Cov[x_0 | x_t] has to do.
 
 The exact scheme makes the end of the path exact whatever the strengths on the way are; they decide how many particles
 survive.
@@ -37,7 +37,7 @@ from .targets import Target, as_target, tilt
 
 @dataclass(frozen=True)
 class PredictionError:
-    """c_t = tr(C^2) / tr(C) of the error of a predicted observation, over log-SNR; made by :func:`prediction_error`.
+    """c_t = tr(C^2) / tr(C) of the error of a predicted observation, over log-SNR; made by `prediction_error`.
 
     Attributes:
       log_snr: increasing.
@@ -99,7 +99,7 @@ def prediction_error(
     *,
     num_samples: int = 256,
 ) -> PredictionError:
-    """How far off a predicted observation A(D(x_t, t)) is: what :func:`observe` takes as ``error``.
+    """How far off a predicted observation A(D(x_t, t)) is: what `observe` takes as ``error``.
 
     For independent clean points i != j with errors e = A(x_0) - A(D), E (e_i . e_j)^2 = tr(C^2) and E|e|^2 = tr(C) with
     C the mean of Cov[A(x_0) | x_t]; no derivative is needed.
@@ -107,7 +107,7 @@ def prediction_error(
     Args:
       key: a typed key.
       model: the prior.
-      operator: as for :func:`observe`.
+      operator: as for `observe`.
       times: the times of the table, a few tens of them; in between it is interpolated in log-SNR.
       data: clean points in the user's coordinates, (n, *shape), n >= 2. Default: a pilot run of ``num_samples``.
       num_samples: of the pilot run.
@@ -159,8 +159,8 @@ def observe(
       y: what was observed. It is data: another observation recompiles nothing.
       noise_std: standard deviation of the observation's noise, in y's units. The smaller it is, the more particles and
         steps the posterior takes.
-      exact: the scheme of :func:`tilt`.
-      error: how far off predicted observations are, from :func:`rnejax.control.prediction_error`: it decides how strong
+      exact: the scheme of `tilt`.
+      error: how far off predicted observations are, from `rnejax.control.prediction_error`: it decides how strong
         the likelihood is on the way, and with it how many particles survive. Default: the model's own covariance, as if
         the errors of all numbers in y were independent, which on pictures is far too confident.
 

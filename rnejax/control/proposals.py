@@ -67,7 +67,7 @@ class Transport(NamedTuple):
         f(x) = sum_i c_i beta_i [score_i(x) - score_ref(x)] + c_ref bar score_ref(x),
 
     and the log-weight of a step changes by v (div f + f . S) on average, S the target's score: weights are as exact
-    as before, and where the c are right (:func:`rnejax.tune_proposal`), more even.
+    as before, and where the c are right (`rnejax.tune_proposal`), more even.
 
     Attributes:
       log_snr: increasing, (k,).
@@ -130,7 +130,7 @@ class Drift:
         scheme, B) in one step. Any kernels are right, so this bounds the damage of a gradient that is followed too far
         (few steps, a steep reward, a network that is rough where there is only noise), not the correctness;
         ``math.inf`` is no bound.
-      transport: a drift tuned for one target, or None; see :func:`rnejax.tune_proposal`.
+      transport: a drift tuned for one target, or None; see `rnejax.tune_proposal`.
     """
 
     coefficients: tuple[float, float] | None = None

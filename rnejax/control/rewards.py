@@ -62,7 +62,7 @@ def check_host_values(values: Any, n: int) -> np.ndarray:
 )
 @dataclass(frozen=True)
 class Reward:
-    """One reward of a target; see :func:`rnejax.tilt` for the arguments.
+    """One reward of a target; see `rnejax.tilt` for the arguments.
 
     A reward that is itself a pytree (``jax.tree_util.Partial(fn, weights)``, say) travels as ``data``: other weights
     recompile nothing. Any other function is static.
@@ -80,7 +80,7 @@ class Reward:
 
     @classmethod
     def of(cls, fn: Any, **options: Any) -> Reward:
-        """A reward from the arguments of :func:`rnejax.tilt`.
+        """A reward from the arguments of `rnejax.tilt`.
 
         Raises:
           ValueError: for an unknown ``at``, the gradient of a host reward, or a reward that cannot be called.
@@ -185,7 +185,7 @@ class Reward:
         return replace(self, schedule=None, factors=())
 
     def guarded(self) -> Reward:
-        """The same reward; if it runs on the host, what it raises is kept for :meth:`raise_failure`."""
+        """The same reward; if it runs on the host, what it raises is kept for `raise_failure`."""
         return self if self.fn is None or not self.host else replace(self, fn=HostGuard(self.fn))
 
     def raise_failure(self) -> None:

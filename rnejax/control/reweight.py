@@ -26,10 +26,10 @@ def reweight(result: Steered, target: Target | DiffusionModel, log_density: Call
 
     the paths' ends have exactly the law wanted, however wrong the models are; exp(log_normalizer) becomes an unbiased
     estimate of the integral of exp(log_density). How well that works is a question of the new weights: look at
-    :func:`rnejax.smc.effective_sample_size` and :func:`rnejax.smc.pareto_k`.
+    `rnejax.smc.effective_sample_size` and `rnejax.smc.pareto_k`.
 
     Args:
-      result: of :func:`rnejax.steer`, with or without groups; not of ``proposal="feynman_kac"``, whose weights are
+      result: of `rnejax.steer`, with or without groups; not of ``proposal="feynman_kac"``, whose weights are
         no ratios of kernels.
       target: what was steered to; without rewards.
       log_density: of one state in the user's coordinates, in nats, up to a constant; -inf where there is none (clashing

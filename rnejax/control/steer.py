@@ -34,7 +34,7 @@ class Steered(NamedTuple):
       particles: (num_particles, *shape), in the user's coordinates.
       log_weights: (num_particles,), with a mean weight of 1; exp(log_normalizer + log_weights) are the unnormalised
         weights.
-      log_normalizer: estimate of log Z, in nats; exp of it is unbiased. What Z is: see :func:`steer`.
+      log_normalizer: estimate of log Z, in nats; exp of it is unbiased. What Z is: see `steer`.
       log_densities: log-density of each particle under each model along its own path: (num_particles, num_models).
       info: per step, in order of execution (t_max to t_min): ``time`` arrived at, ``ess`` after weighing, ``resampled``
         (whether the step began by resampling), ``num_resamplings`` (a final one included),
@@ -89,17 +89,17 @@ def steer(
 
     Args:
       key: a typed key.
-      target: from :func:`temper`, :func:`product`, :func:`guide`, :func:`tilt`, or a model.
+      target: from `temper`, `product`, `guide`, `tilt`, or a model.
       times: increasing times; particles run from the last to the first.
       num_particles: per group.
       ess_threshold: resample at the start of a step where the effective sample size is below this fraction of the
         particles; 0 never, above 1 always.
       proposal: of numbers ``symmetric`` (the default), ``feynman_kac``, a pair (c_a, c_b), or an object; see
-        :mod:`rnejax.control.proposals`. Of tokens ``locally_optimal`` (the default), ``base``, or an object; see
-        :mod:`rnejax.control.token_proposals`.
+        `rnejax.control.proposals`. Of tokens ``locally_optimal`` (the default), ``base``, or an object; see
+        `rnejax.control.token_proposals`.
       num_groups: independent runs at once, whose spread is the standard error.
       renoise: how far a step goes up again by the auxiliary kernel once it is down: a function of the time t it has
-        come to that returns a time t+ >= t (t for none), or :class:`rnejax.control.Remask`. The next step starts there,
+        come to that returns a time t+ >= t (t for none), or `rnejax.control.Remask`. The next step starts there,
         so that what was decided can be decided anew, at no further evaluation; weights count the way up as well. For
         constant exponents and proposals whose auxiliary kernel does not look at the models, (1.0, 0.0) for numbers.
       scheme: ``multinomial``, ``stratified``, ``systematic`` or ``residual``.
@@ -161,10 +161,10 @@ def steer(
 def prepare(
     key: Array, target: Target, times: Any, proposal: Any, warn: bool = True, renoise: Any = None
 ) -> tuple[Steer, ControlStep, np.ndarray]:
-    """The problem that :func:`smc.run <rnejax.smc.run>` solves, its steps, and the times checked.
+    """The problem that `smc.run <rnejax.smc.run>` solves, its steps, and the times checked.
 
     Raises:
-      ValueError: as :func:`steer`.
+      ValueError: as `steer`.
     """
     process = target.process
     for model in target.models:

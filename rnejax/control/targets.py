@@ -2,7 +2,7 @@ r"""What to sample instead: a target path q_t proportional to prod_i p_{i,t}(x)^
 r_j(x)).
 
 Annealing is one model with an exponent, composition several models, classifier-free guidance two models with exponents
-(1 - w, w), reward tilting one model and a reward. They are all one :class:`Target`, and targets compose.
+(1 - w, w), reward tilting one model and a reward. They are all one `Target`, and targets compose.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def tilt(
         the result alone needs a schedule that is zero before t_min. With ``host=True`` a numpy function of a batch,
         (n, *shape) -> (n,), called back on the host.
       schedule: its strength lambda(t), a function of time that is 1 at t_min (or an object with a method
-        ``strengths(process, times)``, as :func:`rnejax.observe` uses). Default: the fraction of the reference's
+        ``strengths(process, times)``, as `rnejax.observe` uses). Default: the fraction of the reference's
         variance that is signal, alpha_t^2 data_std^2 / V_t (of tokens, the survival), normalised to 1 at t_min; for
         ``at="x"``, times data_std^2 / V_t where noisy states are larger than data, so that a quadratic reward of them
         vanishes at t_max.
@@ -222,7 +222,7 @@ def tilt(
     Raises:
       ValueError: for ``exact=True`` on anything but one model with exponent 1, an unknown ``at``, the gradient of a
         host reward, or a JAX reward that, tried abstractly on one example, returns no scalar.
-      RewardError: from :func:`steer`, where a host reward raises.
+      RewardError: from `steer`, where a host reward raises.
     """
     base = as_target(model_or_target, "what is tilted")
     _check_exponent("scale", scale)

@@ -1,7 +1,7 @@
 r"""tune_proposal(): the drift that makes the weights of a target as even as a few fields can, from pilot runs.
 
 A step from t moves particles by the proposal and weighs them. A drift v f(x) that A follows and B goes back
-(:class:`rnejax.control.Transport`) changes the log-weight by v (div f + f . S) on average, S the target's score. With
+(`rnejax.control.Transport`) changes the log-weight by v (div f + f . S) on average, S the target's score. With
 fields f_j (each model's score, and the reference's) that is linear in their coefficients, so those that make
 
     sum over steps of Var[log-weight of the step],     over particles as they are weighed at its beginning,
@@ -37,7 +37,7 @@ class Tuned(NamedTuple):
     """What `tune_proposal` found.
 
     Attributes:
-      proposal: for :func:`rnejax.steer`, of the same target on times as fine.
+      proposal: for `rnejax.steer`, of the same target on times as fine.
       variances: sum over steps of the variance of the log-increments, in nats^2, in every pilot: of the proposal given,
         then after every round, infinite (and the last) where weights broke down. Where none is smaller than the first,
         ``proposal`` is the one given.
@@ -62,7 +62,7 @@ def tune_proposal(
     """A proposal for one target, tuned on pilot runs: fewer resamplings, more surviving ancestors, weights as exact.
 
     Worth its cost where the symmetric proposal resamples often: data far from Gaussian that change their shape when
-    they are cooled, such as clusters that condense. Each of ``rounds + 1`` pilots costs what :func:`rnejax.steer` of
+    they are cooled, such as clusters that condense. Each of ``rounds + 1`` pilots costs what `rnejax.steer` of
     as many particles costs; the last one only measures. The target's models should know their covariances: with
     ``analytic`` or ``reference`` the divergence of a score is taken for the same everywhere.
 
@@ -71,7 +71,7 @@ def tune_proposal(
       target, times: of the run to come.
       num_particles: of a pilot.
       rounds: of fitting. The fit is linear in what the pilot saw, so one is most of it.
-      proposal: what to start from: ``symmetric``, a pair (c_a, c_b), or a :class:`rnejax.control.Drift`.
+      proposal: what to start from: ``symmetric``, a pair (c_a, c_b), or a `rnejax.control.Drift`.
       ess_threshold: of the pilots' resampling.
       smoothing: neighbouring steps are fitted together, with Gaussian weights of this width in steps.
       ridge: added to the fields' correlations, against fields that are alike (at much noise all scores are).
@@ -81,9 +81,9 @@ def tune_proposal(
 
     Raises:
       ValueError: for a proposal that is no drift, a reward of the exact scheme (whose auxiliary kernel may not move),
-        arguments that :func:`rnejax.steer` refuses, or a call inside jax.jit.
-      RewardError: as :func:`rnejax.steer`.
-      SMCError: as :func:`rnejax.steer`, in the first pilot.
+        arguments that `rnejax.steer` refuses, or a call inside jax.jit.
+      RewardError: as `rnejax.steer`.
+      SMCError: as `rnejax.steer`, in the first pilot.
     """
     if is_traced(key, target):
         raise ValueError("tune_proposal runs pilots and looks at them: call it outside jax.jit; steer may be inside")

@@ -28,7 +28,7 @@ def time_grid(
     - ``survival``: of tokens, uniform in their survival alpha.
     - ``geometric``: of tokens, uniform in log(1 - alpha).
 
-    One token per step is the grid of a process of its own, :class:`rnejax.processes.AnyOrder`.
+    One token per step is the grid of a process of its own, `rnejax.processes.AnyOrder`.
 
     Args:
       process: whose time range is spanned.

@@ -9,7 +9,7 @@ a model and the reference differ by small terms that are never obtained by subtr
 =========== =================================================== =================================================
 reference   the process started from N(0, data_std^2)           the process started from uniform tokens
 excess      D(x_t, t) - D_ref(x_t, t), D = E[x_0 given x_t]     log mu(x_t, t) - log(1/V), mu = p(x_0 given x_t)
-kernels     :class:`~rnejax.kernels.Gaussian`                   :class:`~rnejax.kernels.Categorical`
+kernels     `Gaussian`                   `Categorical`
 =========== =================================================== =================================================
 """
 

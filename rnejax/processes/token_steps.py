@@ -1,6 +1,6 @@
 """Steps of token processes: kernels between two times, and what a network says, for states that are integers.
 
-The formulas and their sources are in :mod:`rnejax.processes.tokens`.
+The formulas and their sources are in `rnejax.processes.tokens`.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class AnyOrderTransition(NamedTuple):
         return _pad(jnp.where(x_t[:, None] == self.vocabulary.mask, excess, 0.0))
 
     def tilted(self, x_t: Array, shift: Array) -> tuple[OneToken, Array]:
-        """As of :class:`MaskedTransition`."""
+        """As of `MaskedTransition`."""
         anchor = self._anchor(x_t)
         _, log_mean = _normalise(anchor.reshape(-1), shift.reshape(-1))
         normalised, _ = _normalise(jnp.full(shift[:, :-1].shape, -np.log(self.vocabulary.size)), shift[:, :-1])

@@ -1,8 +1,8 @@
 r"""Token processes: continuous-time Markov chains that lose the tokens of a sequence, one independently of another.
 
 A state is a sequence of ``length`` integers 0, ..., vocab_size - 1. By time t each token has survived with probability
-alpha_t, the *survival*, and what is lost is replaced by a special token (:class:`Masked`) or by one drawn uniformly
-(:class:`Uniform`). :class:`AnyOrder` is the jump chain of the first: it masks one token per step, in random order.
+alpha_t, the *survival*, and what is lost is replaced by a special token (`Masked`) or by one drawn uniformly
+(`Uniform`). `AnyOrder` is the jump chain of the first: it masks one token per step, in random order.
 
 The reference is the same process started from uniform tokens, so that a network says nothing new where its token
 probabilities mu are 1/V; what it says is kept as the excess log(V mu). With it (mathematics.md, section 5)
@@ -326,7 +326,7 @@ class Uniform(TokenProcess):
 class AnyOrder(TokenProcess):
     """One token per step: the forward kernel masks one of the tokens that are left, all with the same probability.
 
-    This is the jump chain of :class:`Masked` (Hoogeboom et al. 2022 generate in any order this way): the reverse kernel
+    This is the jump chain of `Masked` (Hoogeboom et al. 2022 generate in any order this way): the reverse kernel
     reveals one masked token, and is exact if mu is. Times are numbers of masked tokens, 0, ..., length, and the grid
     has all of them: ``time_grid(process, process.length)``. The network is given the time of the schedule at which as
     many are expected to be masked.

@@ -1,6 +1,6 @@
 """Sequential Monte Carlo for any Feynman-Kac model: weights, resampling, the loop over time, diagnostics.
 
-Knows nothing of diffusion. Everything in the library that runs over time, weighted or not, runs through :func:`run`.
+Knows nothing of diffusion. Everything in the library that runs over time, weighted or not, runs through `run`.
 """
 
 from rnejax.smc.contract import FeynmanKac, SMCInfo, SMCResult

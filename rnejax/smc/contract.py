@@ -36,7 +36,7 @@ class FeynmanKac(Protocol):
     def step(self, key: Array, particles: Any, step: Any) -> tuple[Any, Array, Any]:
         """All n particles after one step, their log-increments (n,), and a pytree to be stacked into ``info.aux``.
 
-        ``step`` is one slice of the ``steps`` given to :func:`run`. Particles keep their structure, shapes and dtypes.
+        ``step`` is one slice of the ``steps`` given to `run`. Particles keep their structure, shapes and dtypes.
         """
         ...
 
@@ -57,7 +57,7 @@ class SMCInfo(NamedTuple):
         unique_ancestors: (steps,) how many of the initial particles have descendants during each step.
         aux: third value of ``problem.step``, each leaf with a leading axis of steps.
         eve: (num_particles,) index of the initial ancestor of each final particle (within its group).
-        fault: the first :class:`Fault`, of scalars; ``fault.code`` is 0 if there was none.
+        fault: the first `Fault`, of scalars; ``fault.code`` is 0 if there was none.
         saved: what ``save`` asked for. "ancestors" (steps, num_particles), within the group; "log_weights",
             centred, after each step's weighing; "log_increments"; "particles": positions after each step.
     """
@@ -82,7 +82,7 @@ class SMCResult(NamedTuple):
             are the unnormalised weights.
         log_normalizer: (), nats. Its exponential is unbiased; itself, it is low by about half its variance.
         state: the final particles as ``problem.step`` left them.
-        info: :class:`SMCInfo`.
+        info: `SMCInfo`.
     """
 
     particles: Any

@@ -46,8 +46,8 @@ def diagnose(
     With groups, each sentence is about the worst of them.
 
     Args:
-        result: as returned by :func:`rnejax.smc.run`.
-        max_pareto_k: largest tolerated k-hat of the final weights, see :func:`pareto_k`; where it cannot be fitted,
+        result: as returned by `rnejax.smc.run`.
+        max_pareto_k: largest tolerated k-hat of the final weights, see `pareto_k`; where it cannot be fitted,
             nothing is said.
         min_ess_fraction: smallest tolerated effective sample size at any step, relative to the number of particles.
         min_ess: smallest tolerated effective sample size in particles: from fewer, no error can be told.

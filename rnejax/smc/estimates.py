@@ -1,7 +1,7 @@
 """What a finished run says: weighted means, log Z, equally weighted particles, each with its error where there is one.
 
 The functions accept anything with ``particles``, ``log_weights``, ``log_normalizer`` and ``info`` as returned by
-:func:`rnejax.smc.run`; a second axis of ``log_weights`` means independent groups of particles.
+`rnejax.smc.run`; a second axis of ``log_weights`` means independent groups of particles.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["WeightedParticles", "log_normalizer_with_error", "resample", "weight
 
 
 class WeightedParticles(Protocol):
-    """What the estimators below read; :class:`rnejax.smc.SMCResult` has it.
+    """What the estimators below read; `rnejax.smc.SMCResult` has it.
 
     ``particles``: pytree with leading axes (num_particles,) or (num_groups, num_particles); ``log_weights``: the
     array of those axes; ``log_normalizer``: () or (num_groups,), so that ``exp(log_normalizer + log_weights)`` are
@@ -120,7 +120,7 @@ def resample(
 
     Groups are pooled with their unnormalised weights, exp(log_normalizer + log_weights). The order is random, so
     that any slice is a fair sample. A particle of zero weight is never returned. ``scheme`` as in
-    :class:`rnejax.smc.Resampling`. ValueError for a scheme that does not exist or a ``num_samples`` below one.
+    `rnejax.smc.Resampling`. ValueError for a scheme that does not exist or a ``num_samples`` below one.
     """
     _check_result("resample", result)
     weights = _pooled_weights(result)

@@ -26,7 +26,7 @@ class FaultCode(IntEnum):
 class Fault(NamedTuple):
     """The first fault of each group of particles; () or (num_groups,) int32.
 
-    ``code`` is a :class:`FaultCode`, 0 where nothing was wrong; ``step`` is the number of the step whose
+    ``code`` is a `FaultCode`, 0 where nothing was wrong; ``step`` is the number of the step whose
     weighing went wrong, -1 if the initial weights were wrong already (or nothing was); ``num_particles`` is the
     number of particles concerned.
     """
@@ -87,7 +87,7 @@ _WHERE_TO_LOOK = {
 def raise_on_fault(
     result: Any, *, num_particles: int, num_steps: int, describe: Callable[[int], str] | None = None
 ) -> None:
-    """Raise :class:`SMCError` on the earliest fault of ``result`` (concrete values only).
+    """Raise `SMCError` on the earliest fault of ``result`` (concrete values only).
 
     ``describe(step)`` may add words on a step, such as its time.
     """

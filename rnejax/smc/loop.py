@@ -62,7 +62,7 @@ def run(
 
     Args:
         key: a typed key (``jax.random.key``).
-        problem: a :class:`FeynmanKac` pytree. Another problem of the same structure and static fields recompiles
+        problem: a `FeynmanKac` pytree. Another problem of the same structure and static fields recompiles
             nothing.
         steps: pytree of arrays with one leading axis of steps; each step gets its slice.
         num_particles: particles per group.
@@ -70,11 +70,11 @@ def run(
             own, while ``problem`` sees all ``num_groups * num_particles`` particles in one call. None: one run, and
             no group axis.
         resampling: when and how; default ``Resampling()``, systematic below half the particles.
-        save: what to stack over steps, of :data:`SAVEABLE`. Nothing else grows with the number of steps but scalars
+        save: what to stack over steps, of `SAVEABLE`. Nothing else grows with the number of steps but scalars
             and aux.
         progress: a bar on stderr; None shows it on a terminal only. Ignored under the caller's jit. The loop then
             runs in compiled pieces, all of the same shape, so that it is compiled once.
-        check: raise :class:`SMCError` if log-weights became NaN, +inf, or all -inf in a group; impossible (and
+        check: raise `SMCError` if log-weights became NaN, +inf, or all -inf in a group; impossible (and
             skipped) under the caller's jit, where ``info.fault`` tells. With check=False nothing waits for the
             device.
         describe: words for a step number in that error, such as its time.
@@ -260,7 +260,7 @@ def _resample_where(due: Array, key: Array, state: _State, plan: _Plan) -> tuple
 
 
 def _resample(due: Array, key: Array, state: _State, plan: _Plan) -> tuple[_State, Array, Array]:
-    """As :func:`_resample_where`, without asking whether any group is due."""
+    """As `_resample_where`, without asking whether any group is due."""
     groups, num = plan.shape
     old = state.log_weights.value
     draw = jax.vmap(partial(draw_ancestors, resampling=plan.resampling))

@@ -22,7 +22,7 @@ class CompensatedSum:
     """A running sum that carries the rounding error of its own additions (elementwise, any shape).
 
     Each addition is Knuth's two-sum, which splits a + b exactly into its rounded value and the error of that rounding;
-    the errors are summed on the side, as in Neumaier (1974). The error of :attr:`value` after n additions is one
+    the errors are summed on the side, as in Neumaier (1974). The error of `value` after n additions is one
     rounding of the sum plus O(n eps^2) times the sum of magnitudes, instead of O(n eps): 1,000 terms whose float32
     sum is 1e4 stay within half a unit in the last place (5e-4).
 
@@ -72,7 +72,7 @@ def log_mean_exp(log_weights: Array, axis: int = -1) -> Array:
 def relative_error_of_mean(log_weights: Array) -> Array:
     """sd(w) / (sqrt(n) mean(w)) of n independent weights along the last axis, given by their logarithms.
 
-    By the delta method this is the standard error of :func:`log_mean_exp`, in nats. NaN for n = 1: one number has no
+    By the delta method this is the standard error of `log_mean_exp`, in nats. NaN for n = 1: one number has no
     spread.
     """
     num = log_weights.shape[-1]

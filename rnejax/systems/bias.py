@@ -1,7 +1,7 @@
 r"""Potentials with something added: umbrella potentials on a distance or a torsion, as enhanced sampling uses them.
 
 A model of U + b_1 times one of U + b_2 is a model of (U + b_1 + U + b_2); divided by one of U, of U + b_1 + b_2:
-:func:`rnejax.product`. What it should look like is known by sampling :class:`Biased` itself.
+`rnejax.product`. What it should look like is known by sampling `Biased` itself.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ If x_0 ~ sum_k w_k N(m_k, C_k) and x_t = alpha x_0 + sigma eps, then
     x_t ~ sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I),
 
 so a diffusion model without any error exists, and whatever the library estimates can be held against the truth.
-Everything here is exact; what is not (:meth:`GaussianMixture.sample_power`) returns weights that make it so.
+Everything here is exact; what is not (`GaussianMixture.sample_power`) returns weights that make it so.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class GaussianMixture:
         Args:
           process: any scalar Gaussian process.
           prediction: any of the model's; ``score`` keeps the most digits at small noise, ``x0`` is right at alpha = 0.
-          covariance, options: as for :class:`rnejax.DiffusionModel`.
+          covariance, options: as for `rnejax.DiffusionModel`.
         """
         if prediction not in GaussianProcess.predictions:
             raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(GaussianProcess.predictions)}")
@@ -194,7 +194,7 @@ class GaussianMixture:
         """log of the integral of p^beta for a whole number beta >= 1, in nats: a sum over K^beta tuples of components.
 
         Raises:
-          ValueError: for other exponents; :meth:`sample_power` serves those.
+          ValueError: for other exponents; `sample_power` serves those.
         """
         if beta != int(beta) or beta < 1:
             raise ValueError(f"the closed form needs a whole exponent of at least 1, got {beta}; see sample_power")

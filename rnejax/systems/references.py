@@ -44,7 +44,7 @@ class ReferenceSet(NamedTuple):
 
 
 def shipped_references() -> list[str]:
-    """Names that :func:`load_reference` knows."""
+    """Names that `load_reference` knows."""
     return sorted(path.stem for path in _folder().glob("*.npz"))
 
 
@@ -122,7 +122,7 @@ def from_frames(
       x: (n, *system.shape), in the system's units, in the order of the simulation; what is left over at the end of
         equal parts is dropped.
       temperature: of the simulation, in the system's unit.
-      described: the system's kind and arguments, as :func:`rnejax.systems.build` takes them.
+      described: the system's kind and arguments, as `rnejax.systems.build` takes them.
       num_sets: parts.
 
     Raises:

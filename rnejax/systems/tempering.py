@@ -90,7 +90,7 @@ def parallel_tempering(
 
     Args:
       key: a typed key.
-      system: an energy; see :class:`System`.
+      system: an energy; see `System`.
       temperatures: strictly monotone, in the system's units, so close that neighbours swap (a rate of 0.2 or more).
       start: one configuration of finite energy, of ``system.shape``; by default what ``system.start`` draws.
       num_chains: an even number; half of them start from a quenched ``start``, half from runs at the highest

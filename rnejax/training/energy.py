@@ -5,7 +5,7 @@ different noise levels and separate modes compare. A residual couples them. For 
 
     log p_s(x_s) - log p_t(x_t) = l(x_s, x_t) = log K(x_s | x_t) - log F(x_t | x_s)      for every pair (x_s, x_t),
 
-so the difference of two energies has to be the increment l (:mod:`rnejax.increments`), which the score at (x_t, t)
+so the difference of two energies has to be the increment l (`rnejax.increments`), which the score at (x_t, t)
 gives: no divergence, no time derivative, no gradient of a gradient beyond score matching's own. The Fokker-Planck
 residual asks the same of infinitesimal steps.
 
@@ -178,7 +178,7 @@ def energy_loss(
       step_ratio: lowest and highest t / s.
       thinning: a term is computed on every so many-th example only, and stands for the others: residuals cost more
         than score matching, and vary less. 1 where a term is not named.
-      times: a map from uniform numbers to times (:func:`rnejax.training.time_law`); default, uniform in t.
+      times: a map from uniform numbers to times (`rnejax.training.time_law`); default, uniform in t.
       bound: c of ``rne``, in nats per unit of log-SNR and root of a dimension; ``math.inf`` for squares.
 
     Raises:
