@@ -78,7 +78,7 @@ _WHAT_HAPPENED = {
 _WHERE_TO_LOOK = {
     FaultCode.NAN: "look at what enters the log-increments there: the network's output, the reward, a 0/0 or inf - inf",
     FaultCode.PLUS_INFINITY: "look at what enters the log-increments there: a density that is infinite, an overflow, a "
-    "division by zero",
+    "division by zero (by a law that excludes what the others allow, where its exponent is negative, as in guidance)",
     FaultCode.NO_WEIGHT: "the target excludes everything the proposal reached: relax the reward or introduce it more "
     "gradually, use more particles, or check the sign of the log-increments",
 }
