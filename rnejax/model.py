@@ -110,9 +110,13 @@ class DiffusionModel:
     def with_condition(self, condition: Any) -> DiffusionModel:
         """The same model under another condition; recompiles nothing if shapes and dtypes agree.
 
+        A list of numbers is taken for an array.
+
         Raises:
           ValueError: where they do not agree, and the network does not take the condition.
         """
+        if isinstance(condition, list) and condition and all(isinstance(each, (int, float)) for each in condition):
+            condition = jnp.asarray(condition)
         model = self._replace(condition=condition)
         if not _alike(condition, self.condition):
             check_output(model)

@@ -143,4 +143,5 @@ def _check_prior_is_on_subspace(model: Any, prior: Any) -> None:
 def _check_arrays(name: str, tree: Any) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, int, float, complex)):
-            raise ValueError(f"{name}{jax.tree_util.keystr(path)} must be an array or a number, got {leaf!r}")
+            words = "; what a prompt says is digit_tokens.parse(prompt)" if isinstance(leaf, str) else ""
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)} must be an array or a number, got {leaf!r}{words}")

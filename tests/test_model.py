@@ -286,3 +286,16 @@ def test_on_a_subspace_a_network_may_point_out_of_it():
 def test_what_cannot_be_a_model_is_refused_when_it_is_made(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_a_condition_may_be_a_list_of_numbers():
+    model = model_of(lambda params, x, t, condition: x + jnp.sum(condition), params=0.0, condition=jnp.asarray([1, 2]))
+    told = model.with_condition([3, 4])
+    assert told.condition.dtype == model.condition.dtype
+    np.testing.assert_array_equal(told.condition, [3, 4])
+
+
+def test_a_prompt_is_no_condition_and_the_error_says_what_is():
+    model = model_of(lambda params, x, t, condition: x + jnp.sum(condition), params=0.0, condition=jnp.asarray([1, 2]))
+    with pytest.raises(ValueError, match=r"got 'a bold seven'; what a prompt says is digit_tokens\.parse\(prompt\)"):
+        model.with_condition("a bold seven")

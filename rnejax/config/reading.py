@@ -95,14 +95,14 @@ def parse_overrides(words: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Any
     while words:
         word = words.pop(0)
         if not word.startswith("--") or len(word) == 2:
-            raise ConfigError(f"expected --key value, got {word!r}")
+            raise ConfigError(f"expected --key value, got {word!r} (a value of several words needs quotes)")
         key, equals, text = word[2:].partition("=")
         if not equals:
             if not words:
                 raise ConfigError(f"--{key} needs a value: --{key} VALUE")
             text = words.pop(0)
         try:
-            value = yaml.load(text, Loader=_StrictLoader)
+            value = yaml.load(text, Loader=_StrictLoader) if text else text  # YAML reads nothing as null
         except yaml.YAMLError:
             value = text
         yield tuple(part.replace("-", "_") for part in key.split(".")), value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -110,6 +111,7 @@ class Reward:
                 changes = jax.eval_shape(self.values_and_changes, batch)[1]
                 if changes.shape != batch.shape:
                     raise ValueError(f"changes(rows) must have the shape of the rows, got {changes.shape[1:]}")
+                self._warn_if_deaf(example[0])
         except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
             raise ValueError(
                 "the reward is traced by JAX, but it asks for the numbers in its argument (numpy functions, float(), a "
@@ -120,6 +122,20 @@ class Reward:
                 f"reward failed on one example of shape {shape} ({type(error).__name__}: {error}); it takes one, "
                 "without a batch axis, as a JAX array"
             ) from error
+
+    def _warn_if_deaf(self, shape: tuple[int, ...]) -> None:
+        """A function of rows that never changes was most likely written for tokens, of which x == 2 can be true."""
+        if self.fn is None:  # a pytree, which may be traced, and large
+            return
+        some = np.random.default_rng(0).dirichlet(np.ones(shape[-1]), (4, *shape[:-1]))
+        rows = jnp.asarray(some, jnp.result_type(float))
+        if not np.any(np.asarray(self.values_and_changes(rows)[1])):
+            warnings.warn(
+                f"with gradient=True the reward is given rows of token probabilities, {shape}, and this one does not "
+                "change with them: was it written for tokens? (x == 2 is never true of rows; x[:, 2] is the "
+                "probability of token 2 at each position)",
+                stacklevel=4,
+            )
 
     def _check(self) -> None:
         if self.at not in ("x", "x0"):

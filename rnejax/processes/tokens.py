@@ -78,7 +78,7 @@ class TokenProcess(Process):
     is_discrete: ClassVar[bool] = True
     keeps_reference: ClassVar[bool] = True
     has_mask: ClassVar[bool] = True
-    failure: ClassVar[str] = "NaN, infinity, or a row of logits with no finite logit"
+    failure: ClassVar[str] = "NaN, infinity, or a row with no finite logit, as for a condition out of its range"
     subspace = FullSpace()
 
     def __post_init__(self) -> None:

@@ -270,8 +270,12 @@ def check_rewards(targets: Sequence[Any], model: rj.DiffusionModel) -> None:
             out = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, dtype))
         except Exception as error:  # whatever the user's function may raise
             raise ConfigError(
-                f"function = {name} failed on one state of shape {shape} ({type(error).__name__}: {error}); a reward "
-                "takes one example, as a JAX array; a numpy function of a batch needs host: true"
+                f"the reward {name} failed on one state of shape {shape} ({type(error).__name__}: {error}); "
+                + (
+                    "a reward takes one example, as a JAX array; a numpy function of a batch needs host: true"
+                    if isinstance(reward, FunctionReward)
+                    else f"is it one for what {model.process} makes?"
+                )
             ) from error
         if getattr(out, "shape", None) != ():
             raise ConfigError(f"function = {name} must return one number for one state, got {out}")

@@ -75,9 +75,10 @@ def build_token_reward(reward: TokenReward) -> Any:
         if isinstance(reward, PromptReward):
             from ..systems import digit_tokens, prompt_matchers
 
-            return prompt_matchers.Match(
-                prompt_matchers.load_matcher(reward.matcher), digit_tokens.parse(reward.prompt)
-            )
+            condition = digit_tokens.parse(reward.prompt)
+            if tuple(condition) == digit_tokens.NULL:
+                raise ValueError(f"the prompt {reward.prompt!r} says nothing that could be rewarded")
+            return prompt_matchers.Match(prompt_matchers.load_matcher(reward.matcher), condition)
         from ..systems import text_rewards
 
         if isinstance(reward, WordReward):
@@ -98,7 +99,9 @@ def judge_of_prompt(name: str, prompt: str) -> Callable[[np.ndarray, np.ndarray]
     from ..systems import digit_tokens, prompt_matchers
 
     if name != "judge":
-        raise ConfigError(f"judge = {name}: pictures made of tokens are judged by judge, who has seen no reward")
+        raise ConfigError(
+            f"judge = {name}: of pictures made of tokens only judge is a judge; they may have been steered by reward"
+        )
     try:
         condition = digit_tokens.parse(prompt)
     except ValueError as error:

@@ -287,18 +287,20 @@ def parse(prompt: str) -> np.ndarray:
       (digit, width, slant), shape (3,), int32; null for what is not said.
 
     Raises:
-      ValueError: for an empty prompt, a word that is none of these (with the nearest that is), two words for one
+      TypeError: for what is no string.
+      ValueError: for an empty prompt, a word that is none of these (with the one it resembles), two words for one
         attribute, or words in another order.
     """
-    words = prompt.lower().split()
+    if not isinstance(prompt, str):
+        raise TypeError(f"a prompt is a string, got {prompt!r}")
+    words = prompt.lower().replace(",", " ").rstrip(". ").split()
     if not words:
         raise ValueError("the prompt is empty; the shortest are 'digit' and a digit, as in 'seven'")
     for word in words:
         if word not in _WORDS:
-            (nearest,) = difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.0)
-            raise ValueError(
-                f"unknown word {word!r} in the prompt {prompt!r}; the nearest is {nearest!r}, of {', '.join(_WORDS)}"
-            )
+            similar = difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.8)
+            hint = f"did you mean {similar[0]!r}? There are" if similar else "there are"
+            raise ValueError(f"unknown word {word!r} in the prompt {prompt!r}; {hint} {', '.join(_WORDS)}")
     if words[0] in _ARTICLES:
         words = words[1:]
     condition = np.array(NULL, np.int32)

@@ -3,9 +3,9 @@ r"""How well a picture of tokens fits a prompt: a reward, and a judge that share
 `Match` scores a picture against a prompt of `digit_tokens` with one of two networks (`load_matcher`),
 and `judge` tells with the other one, and by measurement, whether it was met:
 
-    reward = Match(load_matcher("reward"), parse("a bold slanted seven"))
+    reward = Match(load_matcher("reward"), "a bold slanted seven")
     target = rnejax.tilt(model, reward, gradient=True, at="x0")
-    verdict = judge(tokens, parse("a bold slanted seven"))
+    verdict = judge(tokens, "a bold slanted seven")
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..checks import check_integers, check_number, is_traced
 from . import digits
-from .digit_tokens import NULL, NULL_DIGIT, NUM_OPTIONS, VOCAB_SIZE, classify, decode, ink_of
+from .digit_tokens import NULL, NULL_DIGIT, NUM_OPTIONS, VOCAB_SIZE, classify, decode, ink_of, parse
 
 MATCHERS = ("reward", "judge")
 """The networks that `load_matcher` knows."""
@@ -108,7 +108,8 @@ class Match:
 
     Attributes:
       matcher: a function of ink, such as `load_matcher` returns.
-      condition: (digit, width, slant), shape (3,), integers, as `digit_tokens.parse` returns it; null entries count 0.
+      condition: a prompt, or (digit, width, slant), shape (3,), integers, as `digit_tokens.parse` returns it; null
+        entries count 0.
       scale: multiplies the log-probabilities; at 1, the tilted law is that of the pictures given the prompt, as the
         matcher sees it.
 
@@ -123,7 +124,8 @@ class Match:
     _fields: ClassVar[tuple[str, ...]] = ("matcher", "condition", "scale")
 
     def __post_init__(self) -> None:
-        condition = self.condition if is_traced(self.condition) else np.asarray(self.condition)
+        condition = parse(self.condition) if isinstance(self.condition, str) else self.condition
+        condition = condition if is_traced(condition) else np.asarray(condition)
         _check_conditions("condition", condition, condition.shape == (3,), "(3,)")
         object.__setattr__(self, "condition", condition if is_traced(condition) else condition.astype(np.int32))
         if not is_traced(self.scale):
@@ -160,7 +162,8 @@ def judge(tokens: Any, conditions: Any) -> Verdict:
 
     Args:
       tokens: shape (..., 196), integers from 0 to 15: complete pictures.
-      conditions: (digit, width, slant), null for what is not said; shape (..., 3), or (3,) for one and the same.
+      conditions: (digit, width, slant), null for what is not said; shape (..., 3), or (3,) for one and the same, or
+        its prompt.
 
     Returns:
       Verdict, numpy arrays of shape (...). A picture without ink has no width and no slant.
@@ -169,7 +172,8 @@ def judge(tokens: Any, conditions: Any) -> Verdict:
       ValueError: for other shapes, MASK or numbers out of range.
       ImportError: if ``mlxtend`` is not installed.
     """
-    tokens, conditions = np.asarray(tokens), np.asarray(conditions)
+    tokens = np.asarray(tokens)
+    conditions = parse(conditions) if isinstance(conditions, str) else np.asarray(conditions)
     check_integers("tokens", tokens, VOCAB_SIZE - 1)
     images, leading = decode(tokens), tokens.shape[:-1]
     fits = conditions.shape in ((3,), (*leading, 3))

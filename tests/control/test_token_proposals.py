@@ -3,6 +3,7 @@ not show it: here it is read off the weights of single steps, whose formulas are
 """
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import jax
@@ -279,3 +280,13 @@ def test_particles_that_are_remasked_to_where_nothing_goes_on_weigh_nothing(prop
 def test_what_makes_no_proposal_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_reward_of_tokens_that_is_given_rows_is_warned_of():
+    model = law().one_by_one()
+    with pytest.warns(UserWarning, match=r"rows of token probabilities, \(\d, \d\), .* does not change with them"):
+        rj.tilt(model, lambda x: 1.0 * jnp.sum(x == 2), at="x0", gradient=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rj.tilt(model, lambda x: 1.0 * jnp.sum(x == 2), at="x0")
+        rj.tilt(model, lambda rows: jnp.sum(rows[:, 2]), at="x0", gradient=True)

@@ -231,8 +231,9 @@ def test_prompts_may_be_said_in_other_ways(prompt, condition):
     [
         ("", "empty"),
         (" \n", "empty"),
-        ("a slantid seven", "unknown word 'slantid' .*nearest is 'slanted', of a, an, thin, medium, bold, backslanted"),
-        ("a bold sevens", "unknown word 'sevens' .*nearest is 'seven'"),
+        ("a slantid seven", "unknown word 'slantid' .*did you mean 'slanted'. There are a, an, thin, medium, bold,"),
+        ("a bold sevens", "unknown word 'sevens' .*did you mean 'seven'"),
+        ("the bold seven", "unknown word 'the' in the prompt 'the bold seven'; there are a, an"),
         ("10", "unknown word '10'"),
         ("bold thin 3", "says the width twice, as 'bold' and as 'thin'"),
         ("bold bold 3", "says the width twice, as 'bold' and as 'bold'"),
@@ -249,6 +250,15 @@ def test_prompts_may_be_said_in_other_ways(prompt, condition):
 def test_what_is_wrong_with_a_prompt_is_named_in_the_error(prompt, words):
     with pytest.raises(ValueError, match=words):
         digit_tokens.parse(prompt)
+
+
+def test_commas_and_a_full_stop_are_no_words():
+    np.testing.assert_array_equal(digit_tokens.parse("A bold, slanted seven."), [7, 2, 2])
+
+
+def test_what_is_no_string_is_no_prompt():
+    with pytest.raises(TypeError, match="a prompt is a string, got 7"):
+        digit_tokens.parse(7)
 
 
 @pytest.mark.parametrize(

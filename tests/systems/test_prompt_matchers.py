@@ -395,3 +395,11 @@ def test_verdicts_have_the_leading_shape_of_the_tokens(validation):
 def test_what_cannot_be_judged_is_named_in_the_error(tokens, conditions, words):
     with pytest.raises(ValueError, match=words):
         judge(tokens, conditions)
+
+
+def test_a_prompt_will_do_where_a_condition_would():
+    matcher = prompt_matchers.load_matcher("reward")
+    np.testing.assert_array_equal(Match(matcher, "a bold slanted digit").condition, parse("a bold slanted digit"))
+    tokens = digit_tokens.load("test").tokens[:5]
+    for said, given in zip(judge(tokens, "a bold seven"), judge(tokens, parse("a bold seven")), strict=True):
+        np.testing.assert_array_equal(said, given)
