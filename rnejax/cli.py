@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command is None:
         parser.print_help()
         return 2
+    if {"-h", "--help"} & set(given.overrides):
+        parser.parse_args([given.command, "--help"])
 
     # After parsing, so that --help needs none of it.
     from .config import ConfigError, load_config

@@ -6,6 +6,7 @@ in a notebook by naming it.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,19 +48,26 @@ def sample_sheet(
     caption = 0.28 * height if labels is not None else 0.0
     # One picture for all: a subplot for each of some hundred images would take a minute to lay out.
     pitch = height + round(caption)
-    figure = _figure(0.6 * columns + 0.1, 0.6 * rows * pitch / width + (0.4 if title else 0.1))
+    inches = 0.6 * columns + 0.1
+    lines = textwrap.wrap(title, max(10, int(12 * inches)))  # some twelve letters to the inch
+    figure = _figure(inches, 0.6 * rows * pitch / width + 0.1 + (0.15 + 0.15 * len(lines) if lines else 0))
     ax = figure.subplots()
     _show(ax, _mosaic(images, rows, columns, gap=round(caption)))
     for i, label in enumerate(labels if labels is not None else ()):
         x, y = (i % columns + 0.5) * width, (i // columns) * pitch + height + 0.5 * caption
         ax.text(x, y, label, ha="center", va="center", fontsize=6.5, color=INK)
     if title:
-        figure.suptitle(title, fontsize=10, color=INK)
+        figure.suptitle("\n".join(lines), fontsize=10, color=INK)
     return figure
 
 
 def compare_sheets(
-    groups: Mapping[str, Any], *, columns: int = 8, rows: int = 8, value_range: tuple[float, float] = (-1.0, 1.0)
+    groups: Mapping[str, Any],
+    *,
+    columns: int = 8,
+    rows: int = 8,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    row_labels: Sequence[str] | None = None,
 ) -> Figure:
     """Several sheets beside each other, each under its name: what changes from one way of sampling to another.
 
@@ -68,18 +76,27 @@ def compare_sheets(
       columns: images per row of each sheet.
       rows: the most rows of a sheet.
       value_range: the values shown as black and white.
+      row_labels: what stands to the left of each row, where rows mean the same in all groups.
 
     Raises:
-      ValueError: for no groups, or images as in `sample_sheet`.
+      ValueError: for no groups, images as in `sample_sheet`, or labels for more or fewer rows than there are.
     """
     if not groups:
         raise ValueError("groups must hold at least one set of images")
     shown = {name: _images(images, value_range)[: rows * columns] for name, images in groups.items()}
     rows = max(-(-len(images) // columns) for images in shown.values())
-    figure = _figure((0.42 * columns + 0.3) * len(shown), 0.42 * rows + 0.5)
-    for ax, (name, images) in zip(figure.subplots(1, len(shown), squeeze=False).flat, shown.items(), strict=True):
+    if row_labels is not None and len(row_labels) != rows:
+        raise ValueError(f"row_labels must match rows: got {len(row_labels)} labels for {rows} rows")
+    margin = 0.07 * max(map(len, row_labels), default=0) if row_labels is not None else 0.0
+    figure = _figure((0.42 * columns + 0.3) * len(shown) + margin, 0.42 * rows + 0.5)
+    axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for ax, (name, images) in zip(axes, shown.items(), strict=True):
         _show(ax, _mosaic(images, rows, columns))
         ax.set_title(name, fontsize=10, color=INK)
+    if row_labels is not None:
+        height = next(iter(shown.values())).shape[1]
+        for i, label in enumerate(row_labels):
+            axes[0].text(-0.3 * height, (i + 0.5) * height, label, ha="right", va="center", fontsize=9, color=INK)
     return figure
 
 

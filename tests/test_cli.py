@@ -409,3 +409,10 @@ def test_a_kind_of_device_that_is_not_there_is_told_without_a_traceback(tmp_path
     assert "device.platform = tpu, but JAX finds no such device here" in run.stderr
     assert "Traceback" not in run.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_help_may_be_asked_for_after_the_configuration(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", "digits_tokens_prompts", "--help"])
+    assert stop.value.code == 0
+    assert "--num_samples" in capsys.readouterr().out

@@ -156,3 +156,17 @@ def test_drawing_neither_needs_a_display_nor_keeps_figures_open(tmp_path):
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert shown.stdout.strip() == "False"
     assert (tmp_path / "w.png").stat().st_size > 0
+
+
+def test_rows_that_mean_the_same_are_labelled_once():
+    images = np.zeros((6, 4, 4))
+    figure = plot.compare_sheets({"a": images, "b": images}, columns=3, row_labels=["first", "second"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["first", "second"]
+    assert not figure.axes[1].texts
+    with pytest.raises(ValueError, match="got 1 labels for 2 rows"):
+        plot.compare_sheets({"a": images}, columns=3, row_labels=["first"])
+
+
+def test_a_long_title_is_broken_into_lines_that_fit():
+    figure = plot.sample_sheet(np.zeros((4, 4, 4)), columns=4, title="a bold slanted seven, a thin upright three")
+    assert figure.get_suptitle().split("\n") == ["a bold slanted seven, a thin", "upright three"]

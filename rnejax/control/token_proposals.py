@@ -182,6 +182,7 @@ def get_token_proposal(proposal: Any) -> Proposal:
         if isinstance(proposal, str) and proposal in TOKEN_PROPOSALS:
             return TOKEN_PROPOSALS[proposal]
         raise ValueError(
-            f"unknown proposal {proposal!r} for tokens; use {', '.join(map(repr, TOKEN_PROPOSALS))} or an object"
+            f"unknown proposal {proposal!r} for tokens; use "
+            f"{', '.join(map(repr, TOKEN_PROPOSALS))} or an object such as Candidates(8)"
         )
     return as_proposal(proposal)
