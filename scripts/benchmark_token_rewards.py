@@ -40,7 +40,7 @@ import numpy as np
 
 import rnejax as rj
 from rnejax import plot
-from rnejax.systems import digit_tokens, prompt_matchers
+from rnejax.systems import digit_tokens, digits, prompt_matchers
 
 PROMPTS = (
     "a bold slanted seven",
@@ -52,7 +52,8 @@ PROMPTS = (
 )
 SCALE = 2.0
 GUIDANCE = 2.0
-SHOWN = 6
+DIGIT_SAID, PROMPT_SAID = "model told the digit", "model told the prompt"
+SHOWN = 4
 """samples of a prompt and a method on the sheet"""
 
 
@@ -159,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="digits_tokens")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many of the prompts")
-    parser.add_argument("--runs", type=int, default=16, help="per prompt")
+    parser.add_argument("--runs", type=int, default=8, help="per prompt")
     parser.add_argument("--steps", type=int, default=49)
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--seed", type=int, default=0)
@@ -197,12 +198,12 @@ def main() -> None:
         path.write_text(json.dumps(report) + "\n")
 
     largest = max(arguments.particles)
-    run("given the whole prompt", whole_prompt, 1, "the prompt said")
+    run("given the whole prompt", whole_prompt, 1, PROMPT_SAID)
     run(f"guided ({GUIDANCE:g}), uncorrected", guided(0.0), 1)  # two evaluations for each particle
-    run(f"guided ({GUIDANCE:g})", guided(0.5), largest // 2, f"guided, {largest // 2} particles")
+    run(f"guided ({GUIDANCE:g})", guided(0.5), largest // 2, f"guided: one of {largest // 2}")
     for name, method in METHODS.items():
         for n in arguments.particles:
-            shown = {("best of N", 1): "the digit said", ("gradient", largest): f"rewarded, {largest} particles"}
+            shown = {("best of N", 1): DIGIT_SAID, ("gradient, best particle", largest): f"rewarded: best of {largest}"}
             run(name, method, n, shown.get((name, n), ""))
     real = {"method": "real pictures that fit", "particles": None, **judge(real_pictures(prompts), prompts)}
     report["rows"] = [row for row in report["rows"] if row["particles"]] + [real]
@@ -216,21 +217,10 @@ def main() -> None:
 
 def draw(shown: dict[str, Any], prompts: list[str], path: Path) -> None:
     """A row for each prompt, and in it a few samples of each way to make them."""
-    order = ("the digit said", "the prompt said", "guided", "rewarded")
-    sheet = {name: np.asarray(shown[name]) for start in order for name in shown if name.startswith(start)}
-    blank = np.full((len(prompts), 1, *digit_tokens.decode(sheet["the digit said"][0, 0]).shape), 0.35)
-    blocks = [np.concatenate([digit_tokens.decode(x), blank], axis=1) for x in sheet.values()]
-    images = np.concatenate(blocks, axis=1)[:, :-1]
-    columns = images.shape[1]
-    labels = [""] * (len(prompts) * columns)
-    labels[::columns] = prompts
-    figure = plot.sample_sheet(
-        images.reshape(-1, *images.shape[2:]),
-        labels,
-        columns=columns,
-        value_range=(0.0, 1.0),
-        title="from left to right: " + " | ".join(sheet),
-    )
+    order = (DIGIT_SAID, PROMPT_SAID, "guided", "rewarded")
+    sheet = {name: np.asarray(shown[name])[:, :SHOWN] for start in order for name in shown if name.startswith(start)}
+    groups = {name: digit_tokens.decode(x).reshape(-1, *digits.IMAGE_SHAPE) for name, x in sheet.items()}
+    figure = plot.compare_sheets(groups, columns=SHOWN, rows=len(prompts), value_range=(0.0, 1.0), row_labels=prompts)
     plot.save(figure, path)
 
 
