@@ -4,7 +4,7 @@
 
 Prints, as markdown, how many sentences each part has, their mean length and the share of PAD; and the cross-entropy of
 count models, of the token given up to four before it, on the validation and the test sentences: per sentence in nats,
-and in bits for each of the 40 tokens, PAD included. In brackets, standard errors over sentences. A model of the text
+and in bits for each of the 32 tokens, PAD included. In brackets, standard errors over sentences. A model of the text
 should be well below. Takes seconds.
 
 The count models are interpolated (Witten and Bell 1991): with c(h w) how often w followed the k tokens h in the
@@ -44,7 +44,10 @@ def main() -> None:
         print(f"| {split} | {len(part):,} | {mean} | {np.mean(part == text.PAD):.1%} |")
 
     tables = [count(rows["train"], order) for order in range(1, arguments.orders + 1)]
-    print("\n| tokens counted together | part | nats per sentence | bits per token of the 40 |\n|---|---|---|---|")
+    print(
+        f"\n| tokens counted together | part | nats per sentence | bits per token of the {text.LENGTH} |\n"
+        "|---|---|---|---|"
+    )
     in_bits = 1 / (text.LENGTH * np.log(2))
     for split in ("validation", "test"):
         for order in range(1, arguments.orders + 1):

@@ -163,13 +163,16 @@ with the reward classifier (though the halves are of the same chapters).""",
         for split, of in found.items()
     )
     half = ("first", "second")[recipe["half"]]
-    data = f"the {half} half of the 31,819 training sentences, a third of their tokens masked (a share u^2, u uniform)"
+    number = len(text.load("train"))
+    data = (
+        f"the {half} half of the {number:,} training sentences, a third of their tokens masked (a share u^2, u uniform)"
+    )
     steps, decay = f"{recipe['num_steps']} steps of {made['batch_size']} sentences", recipe["weight_decay"]
     training = f"{steps}, Adam with weight decay {decay}, averaged weights"
     return f"""# text_{name}
 
-Log-probabilities of the part of the King James text that a sentence (40 tokens of `rnejax.systems.text`) is from, law
-and history, poetry and wisdom, prophets, or gospels and letters:
+Log-probabilities of the part of the King James text that a sentence ({text.LENGTH} tokens of `rnejax.systems.text`) is
+from, law and history, poetry and wisdom, prophets, or gospels and letters:
 `rnejax.systems.text_rewards.load_text_classifier("{name}")`.
 
 {purpose}

@@ -19,7 +19,7 @@ training: {FEW}
 num_samples: 6
 grid: {{num_steps: 3}}
 """
-SMALL = "{name: token_transformer, arguments: {vocab_size: 512, length: 40, width: 8, num_layers: 1, num_heads: 2}}"
+SMALL = "{name: token_transformer, arguments: {vocab_size: 2048, length: 32, width: 8, num_layers: 1, num_heads: 2}}"
 TEXT = f"""
 data: {{corpus: CORPUS}}
 process: {{kind: masked}}
@@ -71,7 +71,8 @@ def test_training_on_digits_reports_a_bound_and_draws_prompts(digits):
 
 def test_training_on_a_text_writes_sentences(verses):
     _, metrics, output = verses
-    assert metrics["validation_bits_per_token_bound"] == pytest.approx(9, abs=0.4)
+    # At first logits are normal numbers of variance 1, whose log-sum-exp is 1/2 above log V; a few steps are better.
+    assert 8 < metrics["validation_bits_per_token_bound"] < 11 + 0.5 / np.log(2)
     assert len((output / "samples.txt").read_text().splitlines()) == 4
 
 
@@ -154,7 +155,7 @@ def test_steering_towards_a_prompt_is_judged(digits, tmp_path, overrides):
         ({"kind: prompt, prompt: a bold seven, strength: 0.5": "kind: ink"}, "kind = ink is for pictures of numbers"),
         ({"condition: a bold seven": "condition: 7"}, "takes a prompt"),
         ({"num_particles: 4": "num_particles: 4\nproposal: symmetric"}, "unknown proposal 'symmetric' for tokens"),
-        ({"judge: judge": "judge: reward"}, "judge = reward: pictures made of tokens are judged by judge"),
+        ({"judge: judge": "judge: reward"}, "judge = reward: of pictures made of tokens only judge is a judge"),
         ({"judge: judge": "judge: judge\njudge_prompt: a bald seven"}, "judge_prompt: unknown word 'bald'"),
     ],
 )

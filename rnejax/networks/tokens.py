@@ -95,6 +95,9 @@ class TransformerBlock(nnx.Module):
 class TokenTransformer(nnx.Module):
     """logits = TokenTransformer(x, t[, condition]) of sequences, on one or on any number of leading batch axes.
 
+    The logit of a token is the inner product of the last layer's features and the token's own embedding, plus a bias
+    (tied embeddings, Press & Wolf 2017).
+
     Args:
         vocab_size: number of tokens, without MASK.
         length: of a sequence.
@@ -130,7 +133,7 @@ class TokenTransformer(nnx.Module):
         self.embedding = ConditionEmbedding(width, condition_sizes, time, rngs=rngs)
         blocks = [TransformerBlock(width, width, num_heads, dropout_rate, rngs=rngs) for _ in range(num_layers)]
         self.blocks = nnx.List(blocks)
-        self.head = nnx.Linear(width, vocab_size, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+        self.bias = nnx.Param(jnp.zeros(vocab_size))
 
     def __call__(
         self, x: jax.Array, t: jax.Array, condition: jax.Array | None = None, *, key: jax.Array | None = None
@@ -152,7 +155,8 @@ class TokenTransformer(nnx.Module):
         h = self.embed(_within(x, self.vocab_size)) + self.positions.embedding[...]
         for block, block_key in zip(self.blocks, keys, strict=True):
             h = block(h, e, block_key)
-        return self.head(_layer_norm(h))
+        tokens = self.embed.embedding[: self.vocab_size]  # all but MASK
+        return _layer_norm(h) @ tokens.T + self.bias[...]
 
 
 class TokenUNet(nnx.Module):

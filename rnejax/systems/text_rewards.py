@@ -1,9 +1,9 @@
-"""Rewards of the sentences of :mod:`.text`, in nats: that a word is in it, its length, which part of the book it is of.
+"""Rewards of the sentences of `text`, in nats: that a word is in it, its length, which part of the book it is of.
 
 Each is a pytree and a function of one sentence (or of any number, on leading axes), given in either of two ways:
 
-- *tokens*: integers, shape (40,). MASK stands for what is not known yet, and says nothing.
-- *rows*: probabilities of the tokens at each position, shape (40, 512), such as `rnejax.tilt(..., gradient=True)` gives
+- *tokens*: integers, shape (32,). MASK stands for what is not known yet, and says nothing.
+- *rows*: probabilities of the tokens at each position, shape (32, 2048), as `rnejax.tilt(..., gradient=True)` gives to
   rewards. All rewards are differentiable in them. The rows of tokens are one-hot, and zeros for MASK; of them a reward
   is what it is of the tokens. Other rows are treated as if the positions were independent of each other.
 
@@ -84,7 +84,7 @@ class ContainsWord:
     e^-penalty.
 
     Its gradient is that of P divided by P: thousands of nats where the word is not expected, for tokens that would
-    change the reward by a few. So proposals are told what changes would do (:meth:`changes`), not the gradient.
+    change the reward by a few. So proposals are told what changes would do (`changes`), not the gradient.
 
     Args:
         word: one word, or several, in the vocabulary's characters.
@@ -114,11 +114,11 @@ class ContainsWord:
         return text.decode(self.pieces)
 
     def __call__(self, x: Any) -> Array:
-        """The reward, shape (...), of tokens, shape (..., 40), or rows, shape (..., 40, 512)."""
+        """The reward, shape (...), of tokens, shape (..., 32), or rows, shape (..., 32, 2048)."""
         return _log_mixture(self._probability(x), self.penalty)
 
     def changes(self, rows: Array) -> Array:
-        """What it would do to the reward of rows, shape (40, 512), if a position were a token: shape (40, 512).
+        """What it would do to the reward of rows, shape (32, 2048), if a position were a token: shape (32, 2048).
 
         P is a polynomial in the rows, and taken to be linear in each (it is but for a position that two possible words
         share).
@@ -156,7 +156,7 @@ class Length:
     they should. A MASK counts as a token; so give it predictions, ``at="x0"``.
 
     Args:
-        target: in tokens (of the corpus, 27 on average).
+        target: in tokens (of the corpus, 21.5 on average).
         spread: in tokens, the standard deviation of the reward as a density.
 
     Raises:
@@ -174,7 +174,7 @@ class Length:
         self.__dict__.update(target=_number(target), spread=_number(spread))
 
     def __call__(self, x: Any) -> Array:
-        """The reward, shape (...), of tokens, shape (..., 40), or rows, shape (..., 40, 512)."""
+        """The reward, shape (...), of tokens, shape (..., 32), or rows, shape (..., 32, 2048)."""
         x, is_rows = _sentences(x)
         ended = x[..., text.PAD] if is_rows else x == text.PAD
         n = jnp.sum(1 - ended.astype(self.target.dtype), axis=-1)
@@ -255,8 +255,8 @@ def load_text_classifier(name: str) -> Callable[[Any], Array]:
         name: "reward" or "judge".
 
     Returns:
-        a pytree that is called with tokens, shape (..., 40), or rows, shape (..., 40, 512), and returns shape (..., 4).
-        PAD and MASK do not count; of nothing else, "reward" says the groups' shares.
+        a pytree that is called with tokens, shape (..., 32), or rows, shape (..., 32, 2048), and returns (..., 4). PAD
+        and MASK do not count; of nothing else, "reward" says the groups' shares.
 
     Raises:
         ValueError: if `name` is another word.
@@ -307,7 +307,7 @@ class Topic:
         self.__dict__.update(classifier=classifier, group=jnp.asarray(number, jnp.int32), scale=_number(scale))
 
     def __call__(self, x: Any) -> Array:
-        """The reward, shape (...), of tokens, shape (..., 40), or rows, shape (..., 40, 512)."""
+        """The reward, shape (...), of tokens, shape (..., 32), or rows, shape (..., 32, 2048)."""
         return self.scale * jnp.take(self.classifier(x), self.group, axis=-1)
 
 
@@ -319,8 +319,8 @@ def pairs(params: Any, x: Any) -> Array:
     rows, the sums are expectations over independent positions.
 
     Args:
-        params: arrays "pieces", "first" and "second", (512, width); "hidden" and "head", with "kernel" and "bias".
-        x: tokens, shape (..., 40), or rows, shape (..., 40, 512).
+        params: arrays "pieces", "first" and "second", (2048, width); "hidden" and "head", with "kernel" and "bias".
+        x: tokens, shape (..., 32), or rows, shape (..., 32, 2048).
     """
     known = _known(x)
     pieces = _average(_embed(params["pieces"], x), known)
@@ -336,7 +336,7 @@ def windows(params: Any, x: Any) -> Array:
     A convolution over positions, ReLU, and the maximum over those that are known (Kim 2014).
 
     Args:
-        params: arrays "pieces" (512, width) and "head", as for `pairs`; "convolution", its kernel (3, width, features)
+        params: arrays "pieces" (2048, width) and "head", as for `pairs`; "convolution", its kernel (3, width, features)
             and bias.
         x: as for `pairs`.
     """
@@ -355,7 +355,7 @@ NETWORKS: dict[str, Callable[[Any, Any], Array]] = {"pairs": pairs, "windows": w
 
 
 def _known(x: Any) -> Array:
-    """How much of a token there is at each position, shape (..., 40): 0 for PAD and MASK."""
+    """How much of a token there is at each position, shape (..., 32): 0 for PAD and MASK."""
     x, is_rows = _sentences(x)
     if is_rows:
         return jnp.sum(x, axis=-1) - x[..., text.PAD]
@@ -363,7 +363,7 @@ def _known(x: Any) -> Array:
 
 
 def _embed(table: Array, x: Any) -> Array:
-    """The vector of the token at each position, or their mean, shape (..., 40, width): zeros for PAD and MASK."""
+    """The vector of the token at each position, or their mean, shape (..., 32, width): zeros for PAD and MASK."""
     x, is_rows = _sentences(x)
     table = table.at[text.PAD].set(0)
     if is_rows:

@@ -114,20 +114,22 @@ def test_gradients_are_finite_at_tokens_too(reward):
 
 
 def test_models_can_be_tilted_by_them(reward):
-    model = rj.DiffusionModel(Masked(text.VOCAB_SIZE, text.LENGTH), lambda x, t: jnp.zeros((40, 512)))
+    model = rj.DiffusionModel(
+        Masked(text.VOCAB_SIZE, text.LENGTH), lambda x, t: jnp.zeros((text.LENGTH, text.VOCAB_SIZE))
+    )
     for options in ({"at": "x"}, {"at": "x0", "draws": 8}, {"at": "x0", "gradient": True}):
         rj.tilt(model, reward, **options)  # which tries them on one example
 
 
-@pytest.mark.parametrize("shape", [(39,), (40, 1), (40, 512), ()])
+@pytest.mark.parametrize("shape", [(31,), (32, 1), (32, 2048), ()])
 def test_tokens_of_another_shape_are_an_error(reward, shape):
-    with pytest.raises(ValueError, match=r"integer tokens, shape \(\.\.\., 40\), or rows of .* got int32, shape"):
+    with pytest.raises(ValueError, match=r"integer tokens, shape \(\.\.\., 32\), or rows of .* got int32, shape"):
         reward(jnp.zeros(shape, jnp.int32))
 
 
-@pytest.mark.parametrize("shape", [(40,), (40, 513), (512, 40)])
+@pytest.mark.parametrize("shape", [(32,), (32, 2049), (2048, 32)])
 def test_rows_of_another_shape_are_an_error(reward, shape):
-    with pytest.raises(ValueError, match=r"rows of token probabilities, shape \(\.\.\., 40, 512\): got float"):
+    with pytest.raises(ValueError, match=r"rows of token probabilities, shape \(\.\.\., 32, 2048\): got float"):
         reward(jnp.zeros(shape))
 
 
@@ -162,20 +164,20 @@ def test_only_the_whole_word_counts(sentence, is_there):
 
 
 def test_the_last_position_ends_a_word():
-    sentence = " ".join(["the"] * 39 + ["lord"])
+    sentence = " ".join(["the"] * (text.LENGTH - 1) + ["lord"])
     assert not np.any(text.encode(sentence) == text.PAD)
     assert float(ContainsWord("lord")(text.encode(sentence))) == 0.0
     assert float(ContainsWord("the lord")(text.encode(sentence))) == 0.0
 
 
-def test_a_word_of_forty_pieces_fits():
-    word = " ".join(["the"] * 40)
+def test_a_word_of_as_many_pieces_as_a_sentence_fits():
+    word = " ".join(["the"] * text.LENGTH)
     assert float(ContainsWord(word)(text.encode(word))) == 0.0
 
 
 def test_a_mask_is_no_piece_of_a_word_and_ends_it():
-    (pieces,) = text.word_token_sequences("shepherd")
-    reward, row = ContainsWord("shepherd"), np.full(text.LENGTH, text.MASK)
+    (pieces,) = text.word_token_sequences("elisabeth")
+    reward, row = ContainsWord("elisabeth"), np.full(text.LENGTH, text.MASK)
     assert float(reward(row)) == -10.0
     row[3 : 3 + len(pieces)] = pieces
     assert float(reward(row)) == 0.0
@@ -188,7 +190,7 @@ def test_a_word_can_be_read_off():
 
 
 @pytest.mark.parametrize("penalty", [0.5, 10.0, 80.0, math.inf])
-@pytest.mark.parametrize("word", ["the", "the lord", "shepherd"])
+@pytest.mark.parametrize("word", ["the", "the lord", "elisabeth"])
 def test_rows_of_tokens_are_worth_exactly_what_the_tokens_are(word, penalty):
     reward = ContainsWord(word, penalty)
     tokens = np.concatenate([VALIDATION[:300], partly_masked(VALIDATION[:300]), text.encode(word)[None]])
@@ -201,9 +203,9 @@ def test_rows_of_tokens_are_worth_exactly_what_the_tokens_are(word, penalty):
 def possible_rows():
     """Rows of which nine positions are open, and all sentences they may become, with their probabilities.
 
-    " shepherd" is written s-hep-... here or there, with a piece after it that goes on with a word or not.
+    " elisabeth" is written el-is-ab-eth here or there, with a piece after it that goes on with a word or not.
     """
-    (pieces,) = text.word_token_sequences("shepherd")
+    (pieces,) = text.word_token_sequences("elisabeth")
     assert len(pieces) == 4
     letter, comma, the = (list(PIECES).index(piece) for piece in ("s", ",", " the"))
     options = {i: (piece, the, 0.3 + 0.1 * i) for i, piece in enumerate(pieces)}
@@ -230,7 +232,7 @@ def possible_rows():
 def test_rows_are_worth_the_log_of_the_mean_over_what_they_may_become(penalty):
     rows, sentences, probabilities = possible_rows()
     assert probabilities.sum() == pytest.approx(1)
-    reward = ContainsWord("shepherd", penalty)
+    reward = ContainsWord("elisabeth", penalty)
     exact = np.log(np.sum(probabilities * np.exp(np.asarray(reward(sentences), np.float64))))
     assert exact < -0.5
     assert float(reward(rows)) == pytest.approx(exact, rel=1e-5)
@@ -263,8 +265,8 @@ def test_a_word_outside_the_vocabulary_is_an_error():
 
 @pytest.mark.parametrize("penalty", [5.0, 40.0, math.inf])
 def test_changes_of_a_word_are_the_differences_that_single_tokens_make(penalty):
-    rows, reward = np.asarray(smooth_rows()), ContainsWord("shepherd", penalty)
-    (pieces,) = text.word_token_sequences("shepherd")
+    rows, reward = np.asarray(smooth_rows()), ContainsWord("elisabeth", penalty)
+    (pieces,) = text.word_token_sequences("elisabeth")
     changes = np.asarray(reward.changes(jnp.asarray(rows)))
     assert changes.shape == rows.shape
     for i, k in [
@@ -272,7 +274,7 @@ def test_changes_of_a_word_are_the_differences_that_single_tokens_make(penalty):
         (7, pieces[0]),
         (8, pieces[1]),
         (20, pieces[3]),
-        (39, pieces[3]),
+        (text.LENGTH - 1, pieces[3]),
         (5, text.PAD),
         (9, 100),
     ]:
@@ -288,7 +290,7 @@ def test_changes_of_a_word_are_the_differences_that_single_tokens_make(penalty):
 def test_changes_of_a_word_that_is_impossible_are_finite():
     the = list(PIECES).index(" the")
     for penalty in (10.0, math.inf):
-        changes = np.asarray(ContainsWord("shepherd", penalty).changes(one_hot(np.full(text.LENGTH, the))))
+        changes = np.asarray(ContainsWord("elisabeth", penalty).changes(one_hot(np.full(text.LENGTH, the))))
         np.testing.assert_array_equal(changes, 0.0)
 
 
@@ -303,7 +305,7 @@ def test_steering_by_rows_has_the_weights_that_tokens_ask_for(proposal):
     exact = with_it + (1 - with_it) * np.exp(-5)
     assert float(reward(probabilities)) == pytest.approx(np.log(exact), rel=1e-5)
     result = rj.steer(
-        jax.random.key(0), rj.tilt(model, reward, at="x0", gradient=True), rj.time_grid(model.process, 8), 64,
+        jax.random.key(0), rj.tilt(model, reward, at="x0", gradient=True), rj.time_grid(model.process, 8), 16,
         proposal=proposal, num_groups=8, warn=False, progress=False,
     )  # fmt: skip
     has_it = jnp.any(result.particles == lord, axis=-1)
@@ -372,7 +374,7 @@ def test_every_book_has_its_group():
 def test_classifiers_are_right_about_as_many_sentences_as_their_cards_say(name):
     log_probabilities = load_text_classifier(name)(text.load("test"))
     is_right = np.argmax(log_probabilities, axis=-1) == labels("test")
-    # The cards say 73 % or more; 1,729 sentences have a standard error of 1.1 % there. The largest group is 42 %.
+    # The cards say 73 % or more; 1,748 sentences have a standard error of 1.1 % there. The largest group is 43 %.
     assert is_right.mean() > 0.73 - 3 * 0.011
 
 
@@ -406,7 +408,7 @@ def test_classifiers_say_the_same_of_tokens_and_of_their_rows(name):
 @pytest.mark.parametrize("name", text_rewards.CLASSIFIERS)
 def test_what_is_masked_counts_no_more_than_what_is_not_there(name):
     classify = load_text_classifier(name)
-    short = VALIDATION[np.sum(VALIDATION != text.PAD, axis=1) < 30][:100]
+    short = VALIDATION[np.sum(VALIDATION != text.PAD, axis=1) < 24][:100]
     np.testing.assert_allclose(
         classify(np.where(short == text.PAD, text.MASK, short)), classify(short), rtol=1e-5, atol=1e-6
     )
@@ -425,7 +427,11 @@ def test_classifiers_are_not_sure_of_what_is_not_known(name):
     train = text.load("train")
     rows = np.stack([np.bincount(column, minlength=text.VOCAB_SIZE) for column in train.T]) / len(train)
     shares = np.bincount(labels("train")) / len(labels("train"))
-    np.testing.assert_allclose(np.exp(load_text_classifier(name)(rows)), shares, atol=0.1)
+    found = np.asarray(load_text_classifier(name)(rows), np.float64)
+    # Against knowing nothing, less than a fifth of what a whole sentence tells it, in nats.
+    of_sentences = np.take_along_axis(load_text_classifier(name)(VALIDATION), labels("validation")[:, None], axis=1)
+    told = np.mean(of_sentences[:, 0] - np.log(shares)[labels("validation")])
+    assert np.sum(shares * (np.log(shares) - found)) < told / 5
 
 
 def test_a_classifier_may_be_loaded_while_something_is_traced():
