@@ -4,7 +4,7 @@
 
 Prints the variational bound on -log p of all validation and test sentences (8 noised states each), with standard errors
 over sentences; and of samples that are revealed one token per step the share of words that the training text has not,
-of sentences with such a word, and of sentences with one given word. Takes about a minute on two CPU cores.
+of sentences with such a word, and of sentences with one given word. Takes three minutes on one CPU core.
 """
 
 from __future__ import annotations

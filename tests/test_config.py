@@ -205,3 +205,20 @@ def test_help_lists_the_keys(capsys):
     shown = capsys.readouterr().out
     assert "--num_particles" in shown
     assert "--target.reward.strength" in shown
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "others"),
+    [
+        ("{corpuss: a.txt}", "unknown key data.corpuss = a.txt: did you mean data.corpus", "data.system"),
+        ("verse", "data = verse: it must be 'digits', 'digit_tokens' or 'verses'; did you mean verses", "data.corpus"),
+        ("{systm: x, reference: y}", "unknown key data.systm = x: did you mean data.system", "data.corpus"),
+        ("{corpus: 3}", "data.corpus = 3: input should be a valid string", "data.system"),
+    ],
+)
+def test_a_choice_without_a_kind_is_told_of_the_one_that_was_meant(tmp_path, data, expected, others):
+    path = tmp_path / "train.yaml"
+    path.write_text(f"data: {data}\n")
+    with pytest.raises(ConfigError, match=re.escape(expected)) as error:
+        load_config(TrainRun, path)
+    assert others not in str(error.value)

@@ -47,7 +47,7 @@ def load_config(kind: type[ConfigType], path: str | Path, overrides: Sequence[st
     except ValidationError as error:
         # Of a choice between types every type complains, about one and the same key: the first that is not of the type.
         mistakes: dict[Any, Any] = {}
-        for item in error.errors():
+        for item in _of_one_choice(error.errors(), kind, tree):
             key = tuple(_locate(kind, item["loc"])[1])
             if key not in mistakes or mistakes[key]["type"].endswith("_type") > item["type"].endswith("_type"):
                 mistakes[key] = item
@@ -157,6 +157,41 @@ def _insert(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
     tree[last] = value
 
 
+def _of_one_choice(items: Sequence[Any], kind: type[Section], tree: Mapping[str, Any]) -> list[Any]:
+    """Without the mistakes that a choice of sections without a kind makes in those that are not meant.
+
+    Of `data: verses | {corpus: ...} | {system: ...}` every one complains. What has keys is meant to be the section
+    whose keys it resembles most, and what has none is meant to be a word.
+    """
+    kept = []
+    for item in items:
+        section, below = kind, list[type[Section]]()
+        value: Any = tree
+        for part in item["loc"]:
+            named = [candidate for candidate in below if _tag(candidate) is None and candidate.__name__ == part]
+            has_choice = len(below) > 1 and all(_tag(candidate) is None for candidate in below)
+            if has_choice and isinstance(value, Mapping) != bool(named):
+                break
+            if named:
+                keys = list(value)
+                meant = max(below, key=lambda each: sum(bool(_similar(key, each)) for key in keys))
+                if named[0] is not meant:
+                    break
+                section, below = meant, []
+                continue
+            section, below = (below[0], []) if len(below) == 1 else (section, below)
+            if part in section.model_fields:
+                below = list(_sections(section.model_fields[part].annotation))
+                value = value.get(part) if isinstance(value, Mapping) else None
+        else:
+            kept.append(item)
+    return kept or list(items)
+
+
+def _similar(key: Any, section: type[Section]) -> list[str]:
+    return difflib.get_close_matches(str(key), list(section.model_fields), n=1, cutoff=0.5)
+
+
 def _explain(kind: type[Section], item: Mapping[str, Any]) -> str:
     """One line for one mistake: the key, the value, and what would be right."""
     section, path = _locate(kind, item["loc"])
@@ -210,7 +245,7 @@ def _locate(kind: type[Section], location: Sequence[Any]) -> tuple[type[Section]
     path: list[str] = []
     below: list[type[Section]] = []  # the sections that the last key may hold
     for part in location:
-        tagged = [candidate for candidate in below if _tag(candidate) == part]
+        tagged = [candidate for candidate in below if part in (_tag(candidate), candidate.__name__)]
         if tagged:
             section, below = tagged[0], []
             continue

@@ -97,8 +97,14 @@ def pieces() -> tuple[str, ...]:
 
 
 def normalise(sentence: str) -> str:
-    """The sentence as the vocabulary spells it: lower case, ' for ’, single spaces, none at the ends."""
-    return " ".join(sentence.lower().replace("’", "'").split())
+    """The sentence as the vocabulary spells it: lower case, ' for ’ and ‘, ... for …, single spaces, none at the ends.
+
+    Raises:
+        TypeError: for what is no string.
+    """
+    if not isinstance(sentence, str):
+        raise TypeError(f"a sentence is a string: got {sentence!r}")
+    return " ".join(sentence.lower().replace("’", "'").replace("‘", "'").replace("…", _OPEN_END).split())
 
 
 def words(sentence: str) -> list[str]:
@@ -139,7 +145,7 @@ def decode(tokens: Any) -> str:
         ValueError: for several axes (decode one sequence at a time) or a number outside the range.
     """
     tokens = np.asarray(tokens)
-    if not np.issubdtype(tokens.dtype, np.integer):
+    if tokens.size and not np.issubdtype(tokens.dtype, np.integer):
         raise TypeError(f"tokens must be integers: got dtype {tokens.dtype}")
     if tokens.ndim != 1:
         raise ValueError(f"tokens must be one sequence, shape (n,): got shape {tokens.shape}")
@@ -202,13 +208,19 @@ def word_token_sequences(word: str) -> list[np.ndarray]:
     no sentence of the corpus does.
 
     Args:
-        word: one word, or several, in the vocabulary's characters.
+        word: one word, or several, in the vocabulary's characters; or a mark, alone or before others, which follows
+            the word before it without a space.
 
     Raises:
         ValueError: as `encode` does.
     """
+    if isinstance(word, str) and not word.strip():
+        raise ValueError("the word is empty")
     tokens = encode(word)
-    return [tokens[tokens != PAD]]
+    tokens = tokens[tokens != PAD]
+    # What begins with a mark has a space before it only where it begins a sentence.
+    starts_with_mark = not pieces()[tokens[0]].strip()
+    return [tokens[1:] if starts_with_mark else tokens]
 
 
 def cut(text: str) -> list[str]:

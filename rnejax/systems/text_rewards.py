@@ -156,7 +156,7 @@ class Length:
     they should. A MASK counts as a token; so give it predictions, ``at="x0"``.
 
     Args:
-        target: in tokens (of the corpus, 21.5 on average).
+        target: in tokens, from 0 to 32 (of the corpus, 21.5 on average).
         spread: in tokens, the standard deviation of the reward as a density.
 
     Raises:
@@ -167,8 +167,8 @@ class Length:
     spread: Array
 
     def __init__(self, target: Any, spread: Any):
-        if not is_traced(target):
-            check_number("target", target)
+        if not is_traced(target) and not 0 <= check_number("target", target) <= text.LENGTH:
+            raise ValueError(f"target must be a number of tokens from 0 to {text.LENGTH}: got {target}")
         if not is_traced(spread):
             check_number("spread", spread, positive=True)
         self.__dict__.update(target=_number(target), spread=_number(spread))
@@ -248,7 +248,7 @@ def load_text_classifier(name: str) -> Callable[[Any], Array]:
     "reward" (`pairs`, smooth, trained on the first half of the training sentences, some of whose tokens were masked) is
     meant as a reward, of tokens or predicted rows. "judge" (`windows`, another architecture, trained on the other half)
     is meant only to judge what was made with the help of the first. A sentence tells little of where it is from, so
-    that either errs in more than a quarter of the cases: the model cards beside the checkpoints say how often, and
+    that either errs in about a quarter of the cases: the model cards beside the checkpoints say how often, and
     `scripts/train_text_classifiers.py` makes both.
 
     Args:

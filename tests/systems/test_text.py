@@ -267,6 +267,7 @@ def test_pad_shows_only_before_other_tokens():
     assert text.decode([lord, text.PAD, text.PAD]) == "lord"
     assert text.decode([lord, text.PAD, *wept, text.PAD]) == "lord| wept"
     assert text.decode([text.PAD] * text.LENGTH) == ""
+    assert text.decode([]) == ""
 
 
 def test_each_mask_shows():
@@ -367,7 +368,13 @@ def test_a_template_without_a_blank_is_an_error(template):
         text.encode_template(template)
 
 
+def test_three_dots_in_one_character_are_three_dots():
+    np.testing.assert_array_equal(text.encode_template("the lord…"), text.encode_template("the lord..."))
+
+
 def test_an_open_end_in_the_middle_is_an_error():
+    with pytest.raises(ValueError, match="may stand only there"):
+        text.encode_template("a...b_")
     with pytest.raises(ValueError, match=r"may stand only there.*got 'blessed is \.\.\. man _'"):
         text.encode_template("blessed is ... man _")
 

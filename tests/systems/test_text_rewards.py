@@ -185,6 +185,25 @@ def test_a_mask_is_no_piece_of_a_word_and_ends_it():
     assert float(reward(row)) == -10.0
 
 
+@pytest.mark.parametrize("mark", ["?", ".", ";", "'s", "; and"])
+def test_a_mark_is_found_where_it_stands_behind_a_word(mark):
+    tokens = text.load("train")[:3000]
+    has_it = [bool(re.search(rf"\S{re.escape(mark)}(?![a-z])", text.decode(row))) for row in tokens]
+    np.testing.assert_array_equal(np.asarray(ContainsWord(mark, 7.0)(tokens)) == 0, has_it)
+    assert any(has_it)
+
+
+def test_a_change_is_worth_no_more_than_the_word_where_two_of_them_overlap():
+    # "the _ the": to fill the blank makes two of them, of 0.3 each, or so a tangent has it: 0.51 + 0.98.
+    the, lord = (list(PIECES).index(piece) for piece in (" the", " lord"))
+    rows = np.array(one_hot(np.full(text.LENGTH, lord)))
+    rows[[3, 5]] = one_hot(np.asarray(the))
+    rows[4] = 0.3 * one_hot(np.asarray(the)) + 0.7 * one_hot(np.asarray(lord))
+    reward = ContainsWord("the the", math.inf)
+    assert float(reward(rows)) == pytest.approx(math.log(0.51), rel=1e-5)
+    assert float(reward.changes(jnp.asarray(rows))[4, the]) == pytest.approx(-math.log(0.51), rel=1e-5)
+
+
 def test_a_word_can_be_read_off():
     assert ContainsWord("House of Israel").word == "house of israel"
 
@@ -259,8 +278,10 @@ def test_a_penalty_that_is_none_is_an_error(penalty):
 def test_a_word_outside_the_vocabulary_is_an_error():
     with pytest.raises(ValueError, match="no character 'ö'"):
         ContainsWord("gött")
-    with pytest.raises(ValueError, match="sentence is empty"):
+    with pytest.raises(ValueError, match="the word is empty"):
         ContainsWord("")
+    with pytest.raises(TypeError, match="a sentence is a string: got None"):
+        ContainsWord(None)
 
 
 @pytest.mark.parametrize("penalty", [5.0, 40.0, math.inf])
@@ -350,6 +371,8 @@ def test_pad_inside_does_not_end_a_sentence_and_masks_are_tokens():
 def test_lengths_that_are_none_are_errors():
     with pytest.raises(ValueError, match="target must be finite"):
         Length(math.inf, 1.0)
+    with pytest.raises(ValueError, match="from 0 to 32: got 100"):
+        Length(100, 1.0)
     with pytest.raises(ValueError, match="spread must be positive, got 0"):
         Length(20, 0)
 
