@@ -36,6 +36,10 @@ class Template:
     def sample(self, key: Array) -> Array:
         return self.template
 
+    def restored(self, x: Array) -> Array:
+        """A state with the given tokens, of one in which they were noised as the others were: they never are."""
+        return jnp.where(self.template == self.vocab_size, x, self.template)
+
     def log_prob(self, x: Array) -> Array:
         return jnp.where(jnp.all(x == self.template), 0.0, -jnp.inf)
 

@@ -65,6 +65,20 @@ def test_many_tokens_per_step_come_closer_with_the_number_of_steps():
     assert distances[1] < 0.5 * distances[0]
 
 
+@pytest.mark.parametrize("renoise", [None, rj.control.Remask(0.3)])
+@pytest.mark.parametrize("options", [{}, {"proposal": rj.control.Candidates(3)}])
+def test_steering_many_tokens_per_step_leaves_what_is_given_and_has_the_normaliser(renoise, options):
+    """Of tokens that know nothing of each other, for which a step that reveals several is exact."""
+    rows = np.log(np.random.default_rng(0).dirichlet(np.ones(3), 5))
+    model = rj.DiffusionModel(rj.processes.Masked(3, 5), lambda x, t: jnp.asarray(rows))
+    exact = np.logaddexp.reduce(2 * rows[TEMPLATE == MASK], axis=1).sum()
+    target, times = rj.temper(rj.infill(model, TEMPLATE), 2.0), rj.time_grid(model.process, 4)
+    result = rj.steer(KEY, target, times, 16, num_groups=300, renoise=renoise, warn=False, **QUIET, **options)
+    assert np.all(np.asarray(result.particles)[..., [1, 3]] == [1, 0])
+    z = np.exp(np.asarray(result.log_normalizer, np.float64) - exact)
+    assert abs(z.mean() - 1) < 4 * z.std(ddof=1) / np.sqrt(300) + 1e-5
+
+
 def test_another_template_recompiles_nothing():
     model = LAW.one_by_one()
     times = rj.time_grid(model.process, 3, t_max=3)

@@ -200,6 +200,28 @@ def test_sentences_are_steered_judged_and_written_down(verses, tmp_path, reward,
     assert len((output / "uncorrected.txt").read_text().splitlines()) == 4
 
 
+def test_the_blanks_of_a_template_are_steered(verses, tmp_path):
+    from rnejax.systems import text
+
+    config = WORDS.replace("MODEL", str(verses[0])).replace("REWARD", "{kind: word, word: lord, penalty: 3}")
+    template = "the _ is my shepherd."
+    code, _, output = run(tmp_path, "steer", config, "--template", template)
+    assert code == 0
+    given = text.encode_template(template)
+    for name in ("samples", "uncorrected"):
+        x = np.load(output / f"{name}.npz")["x"].reshape(-1, text.LENGTH)
+        assert np.all((x == given) | (given == text.MASK))
+
+
+def test_a_template_is_not_for_a_product_of_several_files(verses, tmp_path, capsys):
+    config = (
+        f"model: {verses[0]}\ntarget: {{kind: product, models: ['{verses[0]}']}}\ntemplate: the _.\nnum_particles: 4\n"
+    )
+    code, _, _ = run(tmp_path, "steer", config)
+    assert code == 2
+    assert "template: it is given to model, and target.models has others" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("reward", "message"),
     [

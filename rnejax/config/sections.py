@@ -46,6 +46,8 @@ class SteerRun(ModelRun):
 
     target: Target
     """the law to sample"""
+    template: str | None = None
+    """of text: a sentence with blanks, as for sample, that the target's law is given"""
     num_particles: PositiveInt = 64
     """particles per group"""
     num_groups: PositiveInt | None = None

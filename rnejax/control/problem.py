@@ -25,7 +25,7 @@ import numpy as np
 
 from ..density import prior_excess
 from ..increments import ESTIMATORS, get_estimator
-from ..infilling import common_template
+from ..infilling import Template, common_template
 from ..kernels import Array, Gaussian, Kernel, log_product, log_ratio
 from ..model import DiffusionModel
 from ..processes import Level, Process
@@ -99,6 +99,11 @@ class Steer:
     @property
     def process(self) -> Process:
         return self.models[0].process
+
+    @property
+    def _noises_as_the_process_does(self) -> bool:
+        """B is F, and B / F is 1 also where both are zero: of a template no token is ever lost, whatever F says."""
+        return self.process.is_discrete and bool(getattr(self.proposal, "follows_noising", False))
 
     def step(self, key: Array, particles: Particle, step: ControlStep) -> tuple[Particle, Array, dict[str, Array]]:
         key_move, key_look = jax.random.split(key)
@@ -182,7 +187,8 @@ class Steer:
         """Up again by the auxiliary kernel, where the step does that."""
 
         def up(key: Array, x_s: Array, left: Particle) -> Array:
-            return self._auxiliary(step, step.up, x_s, left).sample(key).astype(x_s.dtype)
+            x = self._auxiliary(step, step.up, x_s, left).sample(key).astype(x_s.dtype)
+            return self.initial.restored(x) if isinstance(self.initial, Template) else x
 
         keys = jax.random.split(key, len(x_s))
         return jax.lax.cond(step.is_renoised, lambda: jax.vmap(up)(keys, x_s, particles), lambda: x_s)
@@ -292,7 +298,7 @@ class Steer:
             # Where a model does not go back at all, it stays impossible.
             gone = jnp.where(excess_back == -jnp.inf, -jnp.inf, excess_increments - excess_back)
             excess_increments = jnp.where(step.is_renoised, gone, excess_increments)
-        else:
+        elif not self._noises_as_the_process_does:
             auxiliary = self.proposal.forward(transition, at_s, self._bar(step))
             ratio = ratio + log_ratio(auxiliary, transition.forward(x_s), left.x)
         # A reward of -inf at t has left the particle without weight, and nothing later gives it any.
@@ -316,6 +322,8 @@ class Steer:
 
     def _auxiliary_ratio(self, step: ControlStep, transition: Any, x_s: Array, above: Particle) -> Array:
         """log(B / F)(x_t | x_s), x_t being where the particle ``above`` is."""
+        if self._noises_as_the_process_does:
+            return jnp.zeros(())
         return log_ratio(self._auxiliary(step, transition, x_s, above), transition.forward(x_s), above.x)
 
     def _ratio_back(self, step: ControlStep, x_s: Array, arrived: Particle) -> tuple[Array, Array]:

@@ -16,6 +16,7 @@ from .. import plot
 from ..config import ClassReward, ConfigError, Product, PromptReward, SteerRun, Tilt
 from ..control.rewards import HostGuard
 from ..control.steer import choose_proposal, warn_of_euler
+from ..infilling import common_template
 from .build import (
     build_reward,
     build_target,
@@ -27,7 +28,7 @@ from .build import (
 )
 from .comparison import Comparison
 from .folder import Output, RunFolder, require_pictures
-from .tokens import diversity_of_tokens, judge_of_prompt, judge_of_sentences, kind_of, show
+from .tokens import diversity_of_tokens, fill_in, judge_of_prompt, judge_of_sentences, kind_of, show
 
 Judge = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
 """judge(x, shares) -> what the metrics say of samples with these weights."""
@@ -35,11 +36,19 @@ Judge = Callable[[np.ndarray, np.ndarray], dict[str, Any]]
 
 def run(config: SteerRun, output: Output) -> None:
     """Weighted particles, log Z, diagnostics; beside them, if asked for, the same proposal without any weights."""
-    model = load_model(config)
-    times = make_times(config.grid, model.process)
+    model, blanks = load_model(config), None
+    if config.template is not None:
+        model, blanks = fill_in(model, config.template, config.grid.kind == "one_token")
+    times = make_times(config.grid, model.process, blanks)
     check_classes(config.model, *conditions(config.target))
     check_rewards(tilted(config.target), model)
     target = build_target(model, config.target)
+    try:
+        common_template(target.models)
+    except ValueError as error:
+        raise ConfigError(
+            "template: it is given to model, and target.models has others; leave one of them out"
+        ) from error
     check_pilots(config, target)
     check_moves(config, model.process)
     kind = kind_of(config.model)
