@@ -2,9 +2,10 @@
 
     python scripts/describe_verses.py [--samples 2000] [--word king]
 
-Prints the variational bound on -log p of all validation and test sentences (8 noised states each), with standard errors
-over sentences; and of samples that are revealed one token per step the share of words that the training text has not,
-of sentences with such a word, and of sentences with one given word. Takes three minutes on one CPU core.
+Prints the variational bound on -log p of 2,000 training sentences and of all validation and test sentences (8 noised
+states each), with standard errors over sentences; and of samples that are revealed one token per step the share of
+words that the training text has not, of sentences with such a word, and of sentences with one given word. Takes four
+minutes on one CPU core.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def main() -> None:
     parser.add_argument("--word", default="king")
     arguments = parser.parse_args()
     model = rj.load_model("verses")
-    for split in ("validation", "test"):
-        x = text.load(split)
+    for split in text.SPLITS:
+        x = text.load(split)[:2000]  # of the training sentences, which are in no order, a sample
         nats = np.asarray(likelihood_bound(jax.random.key(0), model, x, num_samples=8, batch_size=64).bound, np.float64)
         error = nats.std(ddof=1) / np.sqrt(len(nats))
         bits = 1 / (text.LENGTH * np.log(2))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import is_traced
 from ..kernels import Array
 
 
@@ -111,7 +112,6 @@ class Reward:
                 changes = jax.eval_shape(self.values_and_changes, batch)[1]
                 if changes.shape != batch.shape:
                     raise ValueError(f"changes(rows) must have the shape of the rows, got {changes.shape[1:]}")
-                self._warn_if_deaf(example[0])
         except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError) as error:
             raise ValueError(
                 "the reward is traced by JAX, but it asks for the numbers in its argument (numpy functions, float(), a "
@@ -122,6 +122,8 @@ class Reward:
                 f"reward failed on one example of shape {shape} ({type(error).__name__}: {error}); it takes one, "
                 "without a batch axis, as a JAX array"
             ) from error
+        if relaxed:
+            self._warn_if_deaf(example[0])
 
     def _warn_if_deaf(self, shape: tuple[int, ...]) -> None:
         """A function of rows that never changes was most likely written for tokens, of which x == 2 can be true."""
@@ -129,7 +131,8 @@ class Reward:
             return
         some = np.random.default_rng(0).dirichlet(np.ones(shape[-1]), (4, *shape[:-1]))
         rows = jnp.asarray(some, jnp.result_type(float))
-        if not np.any(np.asarray(self.values_and_changes(rows)[1])):
+        changes = self.values_and_changes(rows)[1]
+        if not is_traced(changes) and not np.any(np.asarray(changes)):  # within compiled code there is nothing to see
             warnings.warn(
                 f"with gradient=True the reward is given rows of token probabilities, {shape}, and this one does not "
                 "change with them: was it written for tokens? (x == 2 is never true of rows; x[:, 2] is the "

@@ -290,3 +290,16 @@ def test_a_reward_of_tokens_that_is_given_rows_is_warned_of():
         warnings.simplefilter("error")
         rj.tilt(model, lambda x: 1.0 * jnp.sum(x == 2), at="x0")
         rj.tilt(model, lambda rows: jnp.sum(rows[:, 2]), at="x0", gradient=True)
+
+
+def test_a_reward_of_rows_may_be_made_in_compiled_code():
+    model = law().one_by_one()
+    times = rj.time_grid(model.process, 4)
+
+    @jax.jit
+    def log_normalizer(scale):
+        target = rj.tilt(model, lambda rows: scale * jnp.sum(rows[:, 2]), at="x0", gradient=True)
+        return rj.steer(KEY, target, times, 16, **QUIET).log_normalizer
+
+    assert float(log_normalizer(0.0)) == pytest.approx(0, abs=1e-5)
+    assert float(log_normalizer(1.0)) > 0.1
