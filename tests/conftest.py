@@ -33,3 +33,18 @@ def forget_what_other_files_compiled():
     the float32 ones of the file before it in the same process. Compiled programs come back from the cache on disk.
     """
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def forget_before_memory_maps_run_out():
+    """Every compiled program takes memory maps, some five hundred a test with jax 0.12, and Linux allows a process
+    65,530 of them; the compiler crashes at the next one.
+    """
+    yield
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            num_maps = sum(block.count(b"\n") for block in iter(lambda: maps.read(1 << 20), b""))
+    except OSError:  # no such limit elsewhere
+        return
+    if num_maps > 30_000:
+        jax.clear_caches()
