@@ -15,7 +15,7 @@ from .density import check_points, check_times, generate
 from .kernels import Array
 from .model import DiffusionModel
 from .processes import NoiseLevel
-from .processes.gaussian import require_gaussian
+from .processes.gaussian import require_scalar
 
 
 def calibrate(
@@ -46,7 +46,8 @@ def calibrate(
       TypeError: for a key that is not a single typed one.
     """
     check_key(key)
-    require_gaussian(model.process, "the covariance of a denoiser")
+    if model.process.is_discrete:
+        raise ValueError(f"{type(model.process).__name__} is a process of tokens, which have no covariance to measure")
     times = check_times(model, times)
     num_samples, repeats = check_count("num_samples", num_samples), check_count("repeats", repeats)
     key_pilot, key_noise = jax.random.split(key)
@@ -56,12 +57,12 @@ def calibrate(
 
 def _analytic(key: Array, model: DiffusionModel, x0: Array, times: np.ndarray) -> tuple[Array, Array]:
     """log-SNR, and the mean squared error per dimension of the denoiser as a ratio to the reference's variance."""
-    dimension = model.process.subspace.dimension(model.shape)
+    dimension = model.process.subspace.dimension(x0.shape[1:])
 
     @jax.jit
     def ratio(model: DiffusionModel, x0: Array, key: Array, level: Any) -> Array:
-        squares = residuals(model, x0, key, level) ** 2
-        return jnp.mean(squares) * (x0[0].size / dimension) / level.reference_posterior_variance
+        errors = jax.vmap(level.in_posterior_std)(residuals(model, x0, key, level))
+        return jnp.mean(errors**2) * (x0[0].size / dimension)
 
     return tabulate(key, model, x0, times, ratio)
 
@@ -120,7 +121,7 @@ def calibrate_elastic_network(
     if min(check_number("weakest", weakest), check_number("least", least)) < 0:
         raise ValueError(f"weakest and least must not be negative: got {weakest:g} and {least:g}")
     tolerance = check_number("tolerance", tolerance, positive=True)
-    require_gaussian(model.process, "the covariance of a denoiser")
+    require_scalar(model.process, "the covariance of a denoiser")
     classes = classes_of_pairs(model.shape, kinds)
     key_pilot, key_noise, key_error = jax.random.split(key, 3)
     x0 = clean_states(key_pilot, model, times, data, num_samples)[:num_samples]
@@ -340,18 +341,18 @@ def _moments(network: ElasticNetwork, clean: Array, matrix: Array) -> Array:
 
 
 def clean_states(key: Array, model: DiffusionModel, times: np.ndarray, data: Any, num_samples: int) -> Array:
-    """Clean states in the network's coordinates: those of the data given, else of a pilot run."""
+    """Clean data in the network's coordinates: those of the states given, else of a pilot run."""
     if data is None:
         pilot = model.with_covariance("reference") if model.covariance.euler else model
         data = generate(key, pilot, times, num_samples).x
-    return jax.vmap(model.transform.to_model)(check_points(model, data))
+    return jax.vmap(lambda x: model.process.data_of(model.transform.to_model(x)))(check_points(model, data))
 
 
 def residuals(model: DiffusionModel, x0: Array, key: Array, level: NoiseLevel) -> Array:
-    """x_0 - D(x_t, t) of clean states (n, *shape), each noised once to one level."""
-    noise = jax.random.normal(key, x0.shape, x0.dtype)
-    x = level.alpha * x0 + level.sigma * jax.vmap(model.process.subspace.project)(noise)
-    return x0 - level.denoised(x, model._excess(x, level))
+    """x_0 - D(x_t, t) of clean data (n, ...), each noised once to one level."""
+    noise = jax.random.normal(key, (len(x0), *model.shape), x0.dtype)
+    x = jax.vmap(level.noised)(x0, jax.vmap(model.process.subspace.project)(noise))
+    return x0 - jax.vmap(level.denoised)(x, model._excess(x, level))
 
 
 def tabulate(

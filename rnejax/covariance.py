@@ -1,9 +1,13 @@
 r"""The covariance of the reverse kernel: the choice that decides the accuracy of everything else.
 
 Exactly, Cov[x_0 | x_t] = (sigma_t^2 / alpha_t) dD/dx_t with the denoiser D. Each choice below is one way to know it;
-all are kept relative to the Gaussian reference, as Cov[x_0 | x_t] - Cov_ref[x_0 | x_t] (the *spread*), because
+all are kept relative to the Gaussian reference, as Cov[x_0 | x_t] / Cov_ref[x_0 | x_t] - 1 (the *spread*), because
 
     d(excess)/dx = dD/dx - dD_ref/dx   gives it directly, without subtraction.
+
+Of linear SDEs, where Cov_ref is a matrix, the spread is that in the coordinates of clean data in which it is diagonal,
+C^{-1/2} (Cov[x_0 | x_t] - C) C^{-1/2}; the level of noise says along which changes of the state it is to be had
+(``level.probe`` and ``level.relative``), and in what form it is kept.
 
 =========== ============================================================ ====================
 choice       Cov[x_0 given x_t]                                            cost per step
@@ -30,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +48,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
       excess: denoiser minus the reference's denoiser, (n, *shape).
-      spread: eigenvalues of Cov[x_0 | x_t] - Cov_ref[x_0 | x_t]: (n,), (n, *shape) or, with a basis, (n, d).
+      spread: eigenvalues of Cov[x_0 | x_t] / Cov_ref[x_0 | x_t] - 1: (n,), (n, *shape) or, with a basis, (n, d); of
+        a linear SDE (n,), a diagonal (n, k, b, m) or matrices (n, d, d).
       basis: eigenvectors (n, d, d), or None.
     """
 
@@ -106,8 +111,7 @@ class Analytic:
 
     def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
         ratio = jnp.interp(level.log_snr, self.log_snr, self.ratio).astype(x.dtype)
-        spread = (ratio - 1) * level.reference_posterior_variance
-        return Evaluation(excess_fn(x), jnp.broadcast_to(spread, len(x)))
+        return Evaluation(excess_fn(x), jnp.broadcast_to(ratio - 1, len(x)))
 
 
 @jax.tree_util.register_static
@@ -123,12 +127,13 @@ class Hutchinson:
     needs_signal: ClassVar[bool] = True
 
     def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
-        probe = jax.vmap(subspace.project)(jax.random.rademacher(key, x.shape, x.dtype))
-        excess, directional = jax.jvp(excess_fn, (x,), (probe,))
-        trace = jnp.sum((probe * directional).reshape(len(x), -1), axis=-1)
-        spread = _from_jacobian(trace / subspace.dimension(x.shape[1:]), level)
-        reference = level.reference_posterior_variance
-        return Evaluation(excess, jnp.clip(spread, -reference, level.sigma**2 / level.alpha**2 - reference))
+        shape = jax.eval_shape(excess_fn, x).shape
+        probe = jax.vmap(subspace.project)(jax.random.rademacher(key, shape, x.dtype))
+        directions = jax.vmap(lambda probe: level.probe(probe, x.shape[1:]))(probe)
+        excess, directional = jax.jvp(excess_fn, (x,), (directions,))
+        trace = jnp.sum((probe * level.relative(directional)).reshape(len(x), -1), axis=-1)
+        spread = level.mean_spread(trace, subspace.dimension(shape[1:]))
+        return Evaluation(excess, jnp.clip(spread, -1.0, level.largest_spread))
 
 
 @jax.tree_util.register_static
@@ -144,9 +149,9 @@ class Diagonal:
             raise ValueError(
                 f"a diagonal covariance has no meaning on {subspace}; use 'full', 'hutchinson' or 'analytic'"
             )
-        excess, jacobian = _jacobian(excess_fn, x)
-        diagonal = jnp.diagonal(jacobian, axis1=-2, axis2=-1).reshape(x.shape)
-        return Evaluation(excess, jnp.maximum(_from_jacobian(diagonal, level), -level.reference_posterior_variance))
+        excess, jacobian = _jacobian(excess_fn, x, level)
+        diagonal = jnp.diagonal(jacobian, axis1=-2, axis2=-1).reshape(excess.shape)
+        return Evaluation(excess, level.clipped(diagonal))
 
 
 @jax.tree_util.register_static
@@ -166,14 +171,13 @@ class Full:
     needs_signal: ClassVar[bool] = True
 
     def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
-        excess, jacobian = _jacobian(excess_fn, x)
+        excess, jacobian = _jacobian(excess_fn, x, level)
         symmetric = 0.5 * (jacobian + jnp.swapaxes(jacobian, -1, -2))
         if not isinstance(subspace, FullSpace):
             flat_project = jax.vmap(lambda row: subspace.project(row.reshape(x.shape[1:])).reshape(-1))
             project_rows = jax.vmap(flat_project)
             symmetric = jnp.swapaxes(project_rows(jnp.swapaxes(project_rows(symmetric), -1, -2)), -1, -2)
-        spread, basis = jnp.linalg.eigh(_from_jacobian(symmetric, level))
-        return Evaluation(excess, jnp.maximum(spread, -level.reference_posterior_variance), basis)
+        return Evaluation(excess, *level.spectrum(symmetric))
 
 
 @partial(
@@ -226,8 +230,8 @@ class ElasticNetwork:
         def one(clean: Array) -> tuple[Array, Array]:
             precision, basis = self.spectrum(clean, confinement, stiffness, level, subspace)
             softest = self.softest * level.alpha**2 / level.sigma**2
-            spread = 1 / jnp.maximum(precision, softest) - (1 + self.least) * level.reference_posterior_variance
-            return jnp.maximum(spread, -level.reference_posterior_variance), basis
+            variance = 1 / jnp.maximum(precision, softest)
+            return jnp.maximum(variance / level.reference_posterior_variance - (1 + self.least), -1.0), basis
 
         spread, basis = jax.vmap(one)(level.denoised(x, excess))
         return Evaluation(excess, spread, basis)
@@ -290,20 +294,17 @@ def get_covariance(choice: str | Covariance) -> Covariance:
     return CHOICES[choice]
 
 
-def _from_jacobian(jacobian: Array, level: NoiseLevel) -> Array:
-    """(sigma^2 / alpha) d(excess)/dx; zero where alpha = 0 and there is no such thing."""
-    has_signal = level.alpha > 0
-    factor = jnp.where(has_signal, level.sigma**2 / jnp.where(has_signal, level.alpha, 1), 0)
-    return factor * jacobian
-
-
-def _jacobian(excess_fn: ExcessFn, x: Array) -> tuple[Array, Array]:
-    """Excesses (n, *shape) and their per-state Jacobians (n, d, d), one JVP of the whole batch per coordinate."""
+def _jacobian(excess_fn: ExcessFn, x: Array, level: Any) -> tuple[Array, Array]:
+    """Excesses (n, *shape) and the spreads that their Jacobians are, (n, d, d), one JVP of the batch per coordinate."""
     excess, jvp = jax.linearize(excess_fn, x)
-    d = int(x[0].size)
-    directions = jnp.eye(d, dtype=x.dtype).reshape(d, *x.shape[1:])
-    columns = jax.lax.map(lambda e: jvp(jnp.broadcast_to(e, x.shape)).reshape(len(x), d), directions)
-    return excess, jnp.moveaxis(columns, 0, -1)
+    d = int(excess[0].size)
+    units = jnp.eye(d, dtype=x.dtype).reshape(d, *excess.shape[1:])
+
+    def column(unit: Array) -> Array:
+        direction = level.probe(unit, x.shape[1:])
+        return level.relative(jvp(jnp.broadcast_to(direction, x.shape))).reshape(len(x), d)
+
+    return excess, jnp.moveaxis(jax.lax.map(column, units), 0, -1)
 
 
 def _interpolate(at: Array, where: Array, table: Array) -> Array:

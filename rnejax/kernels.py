@@ -5,6 +5,7 @@ best. Two kernels of one transition differ by a small shift of the mean and a sm
 ``log p - log q`` of two large log-densities would lose both in float32. A `Gaussian` therefore keeps its mean as
 ``anchor + shift``, where the anchor is shared by all kernels of a transition, and its covariance as
 ``variance * (I + M)``, where ``M`` is small: means and covariances are compared by the differences of the small parts.
+Where noise has a covariance of its own, all of this holds in a `rnejax.linear.Frame` that the kernels share.
 The log-probabilities of tokens are kept the same way, as a shared ``anchor`` and a ``shift`` (`Categorical`: all
 tokens, each for itself; `OneToken`: one of them).
 """
@@ -19,6 +20,8 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .linear import Frame, apply, same_frame, transposed
 
 Array = jax.Array
 
@@ -143,26 +146,30 @@ Subspace = FullSpace | CentreOfMassFree | LinearSubspace
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["anchor", "shift", "variance", "excess", "basis"],
+    data_fields=["anchor", "shift", "variance", "excess", "basis", "frame"],
     meta_fields=["subspace"],
 )
 @dataclass(frozen=True)
 class Gaussian:
-    r"""N(anchor + shift, variance (I + M)) on one event, possibly restricted to a linear subspace.
+    r"""N(anchor + shift, L sqrt(variance) (I + M) sqrt(variance) L^T) on one event; without a frame, L = I.
+
+    It may be restricted to a linear subspace, where there is no frame.
 
     ``M`` has eigenvalues ``excess`` > -1:
 
     - isotropic: ``excess`` is a scalar;
     - diagonal: ``excess`` has the event's shape;
-    - dense: ``excess`` has shape ``(d,)`` and ``basis``, shape ``(d, d)``, holds the eigenvectors as columns.
+    - dense: ``excess`` has shape ``(d,)`` and ``basis``, shape ``(d, d)``, holds the eigenvectors as columns; or, in a
+      frame, both are in blocks, (k, b, m) and (b, k, k).
 
     Attributes:
       anchor: the part of the mean that all kernels of a transition share, event shape (or broadcastable to it).
       shift: the rest of the mean.
-      variance: scalar; the base variance.
+      variance: the base variance: a scalar, or, in a frame, one per coordinate, broadcastable to (k, b, m).
       excess: the relative excess of the covariance over the base.
-      basis: eigenvectors of a dense covariance over the flattened event, else None.
+      basis: eigenvectors of a dense covariance over the flattened event (or its flattened coordinates), else None.
       subspace: where the law lives; the density is taken in orthonormal coordinates of it.
+      frame: the map L and its inverse, or None; ``excess`` and ``basis`` are then in the coordinates L^{-1} x.
     """
 
     anchor: Array
@@ -171,6 +178,7 @@ class Gaussian:
     excess: Array | float = 0.0
     basis: Array | None = None
     subspace: Subspace = FullSpace()
+    frame: Frame | None = None
 
     @property
     def mean(self) -> Array:
@@ -186,19 +194,33 @@ class Gaussian:
         # The barrier keeps XLA from drawing the same noise anew in everything that is computed from the sample.
         noise = jax.lax.optimization_barrier(jax.random.normal(key, mean.shape, mean.dtype))
         noise = self.subspace.project(noise)
-        return mean + jnp.sqrt(self.variance) * self._map(noise, jnp.sqrt(1 + jnp.asarray(self.excess)))
+        if self.frame is not None:
+            noise = self.frame.view(noise)
+        moved = jnp.sqrt(self.variance) * self._map(noise, jnp.sqrt(1 + jnp.asarray(self.excess)))
+        return mean + (moved if self.frame is None else self.frame.event(moved, mean.shape))
 
     def covariance_times(self, vector: Array) -> Array:
         """The covariance applied to a vector of the event's shape."""
-        return self.variance * self._map(self.subspace.project(vector), 1 + jnp.asarray(self.excess))
+        spectrum = 1 + jnp.asarray(self.excess)
+        if self.frame is None:
+            return self.variance * self._map(self.subspace.project(vector), spectrum)
+        std = jnp.sqrt(self.variance)
+        turned = std * apply(transposed(self.frame.matrix), vector)
+        return self.frame.event(std * self._map(turned, spectrum), jnp.shape(vector))
 
     def log_prob(self, x: Array) -> Array:
         """log N(x), in nats, as a scalar."""
-        z = self._rotate(x - self.anchor - self.shift)
-        quadratic = event_sum(z**2 / (1 + self.excess)) / self.variance
+        residual = x - self.anchor - self.shift
+        if self.frame is None:
+            z, variance, log_volume = residual, self.variance, jnp.zeros(())
+        else:
+            z, variance = self.frame.coordinates(residual) / jnp.sqrt(self.variance), jnp.ones(())
+            log_volume = 0.5 * event_sum(jnp.broadcast_to(jnp.log(self.variance), z.shape)) + self.frame.volume(z.size)
+        z = self._rotate(z)
+        quadratic = event_sum(z**2 / (1 + self.excess)) / variance
         dimension = self.subspace.dimension(z.shape if self.basis is None else jnp.shape(x))
         log_det = self._sum_over_dimensions(jnp.log1p(self.excess), dimension)
-        return -0.5 * (dimension * jnp.log(2 * jnp.pi * self.variance) + log_det + quadratic)
+        return -0.5 * (dimension * jnp.log(2 * jnp.pi * variance) + log_det + quadratic) - log_volume
 
     def log_ratio(self, other: Gaussian, x: Array) -> Array:
         r"""log p(x) - log q(x) for p = self and q = other, without cancellation.
@@ -208,8 +230,13 @@ class Gaussian:
 
             sum_i  e_i r_i^2 / (2 l_p,i) - log(1 + e_i) / 2 + (r_i + d_i / 2) d_i / l_q,i
 
-        One ``e`` serves both of the first two terms, so that its rounding error cancels to first order.
+        One ``e`` serves both of the first two terms, so that its rounding error cancels to first order. Laws in frames
+        that are not one and the same are compared by their log-densities: something is lost, and nothing is wrong.
         """
+        if not same_frame(self.frame, other.frame):
+            return self.log_prob(x) - other.log_prob(x)
+        if self.frame is not None:
+            return self._log_ratio_in_frame(other, x)
         if self.basis is not None and not (other.basis is self.basis or other.is_isotropic):
             return self._log_ratio_through_isotropic(other, x)
         if self.basis is None and other.basis is not None and not self.is_isotropic:
@@ -235,6 +262,28 @@ class Gaussian:
         """What ``excess`` says of directions that the subspace has not: a dense M is zero there."""
         return self.excess if jnp.ndim(self.excess) == 0 else 0.0
 
+    def _log_ratio_in_frame(self, other: Gaussian, x: Array) -> Array:
+        """In the coordinates of the frame that both share, in units of the other's base variances."""
+        assert self.frame is not None
+        same_variance = self.variance is other.variance
+        if not same_variance and not (self.basis is None and other.basis is None):
+            # Not diagonal in the same coordinates: through the law that has the one's variances and no M.
+            if self.basis is None:
+                return -other.log_ratio(self, x)
+            between = replace(self, excess=jnp.zeros(()), basis=None)
+            return self.log_ratio(between, x) + between.log_ratio(other, x)
+        std = jnp.sqrt(other.variance)
+        residual = self.frame.coordinates((x - self.anchor) - self.shift) / std
+        difference = self.frame.coordinates((self.anchor - other.anchor) + (self.shift - other.shift)) / std
+        excess = self.excess
+        if not same_variance:
+            change = (self.variance - other.variance) / other.variance
+            excess = jnp.broadcast_to(change * (1 + jnp.asarray(excess)) + excess, residual.shape)
+        zeros, unit = jnp.zeros_like(residual), jnp.ones((), residual.dtype)
+        one = Gaussian(zeros, zeros, unit, excess, self.basis)
+        two = Gaussian(zeros, -difference, unit, other.excess, other.basis)
+        return one.log_ratio(two, residual)
+
     def scale_covariance(self, factor: Array) -> Gaussian:
         return replace(self, variance=self.variance * factor)
 
@@ -254,11 +303,15 @@ class Gaussian:
     def _map(self, vector: Array, eigenvalues: Array) -> Array:
         if self.basis is None:
             return eigenvalues * vector
-        return (self.basis @ (eigenvalues * self._rotate(vector))).reshape(vector.shape)
+        turned = eigenvalues * self._rotate(vector)
+        moved = self.basis @ turned if self.basis.ndim == 2 else apply(self.basis, turned)
+        return moved.reshape(vector.shape)
 
 
 def _rotate(vector: Array, basis: Array | None) -> Array:
-    return vector if basis is None else basis.T @ vector.reshape(-1)
+    if basis is None:
+        return vector
+    return basis.T @ vector.reshape(-1) if basis.ndim == 2 else apply(transposed(basis), vector)
 
 
 # -------------------------------------------------------------------------------------------------------- categorical

@@ -14,17 +14,18 @@ from .adapters import NnxCall, adapt
 from .covariance import Covariance, Evaluation, get_covariance
 from .kernels import Array, Kernel
 from .processes import Level, NoiseLevel, Process, Transition
-from .processes.gaussian import GaussianProcess, require_gaussian
+from .processes.gaussian import GaussianProcess
 from .processes.process import check_process
 from .transforms import Identity, Transform
 from .trials import check_output, check_prior, check_transform
 
-NOISE_LEVELS: dict[str, Callable[[NoiseLevel], Array]] = {
+NOISE_LEVELS: dict[str, Callable[[Any], Any]] = {
     "t": lambda level: level.t,
     "sigma": lambda level: level.sigma,
     "log_snr": lambda level: level.log_snr,
     # DDPM: step t of the table has index t - 1, an integer
     "index": lambda level: jnp.round(level.t).astype(jnp.int32) - 1,
+    "level": lambda level: level,
 }
 
 
@@ -46,7 +47,8 @@ class DiffusionModel:
       params, condition: any pytrees of arrays. They are dynamic: new weights or another class label recompile nothing.
       batched: fn takes a batch: x (n, *shape), t (n,), condition with a leading axis n.
       noise_level: what fn gets as its second argument: ``t``, ``sigma``, ``log_snr`` (log alpha^2/sigma^2), ``index``
-        (t - 1 as an integer, for a table of betas), or a function of the `NoiseLevel`.
+        (t - 1 as an integer, for a table of betas), ``level`` (all of the level, as ``process.level(t)``, for what is a
+        formula rather than a network), or a function of the level that returns a number.
       prior: the law at the largest time, in the network's coordinates and on the process's subspace: anything with
         ``sample(key)`` and ``log_prob(x)``; default: the reference's.
       transform: from the network's coordinates to the user's. Samples, densities and rewards are in the user's.
@@ -181,7 +183,8 @@ class DiffusionModel:
         Raises:
           ValueError: for a process of tokens, where there is no gradient.
         """
-        require_gaussian(self.process, "the score")
+        if self.process.is_discrete:
+            raise ValueError(f"states of {type(self.process).__name__} are tokens, whose density has no score")
         level = self.process.level(t)
         return level.score(x, self._excess(x[None], level)[0])
 
@@ -262,14 +265,20 @@ class DiffusionModel:
 
     def _call(self, x: Array, level: Any) -> Array:
         convention = NOISE_LEVELS[self.noise_level] if isinstance(self.noise_level, str) else self.noise_level
-        time = jnp.asarray(convention(level))
+        time = convention(level)
+        if self.noise_level == "level":
+            return self._call_at(x, time, time)
+        time = jnp.asarray(time)
         if not jnp.issubdtype(time.dtype, jnp.integer):  # an index stays one
             time = time.astype(jnp.result_type(float) if self.process.is_discrete else x.dtype)
+        return self._call_at(x, time, jnp.broadcast_to(time, len(x)))
+
+    def _call_at(self, x: Array, time: Any, times: Any) -> Array:
+        """What fn says of a batch at one time; ``times`` is what a batched fn is given."""
         plain = self.params is None and self.condition is None
         if not self.batched:
             call = self.fn if plain else lambda state, time: self.fn(self.params, state, time, self.condition)
             return jax.vmap(lambda state: call(state, time))(x)
-        times = jnp.broadcast_to(time, len(x))
         if plain:
             return self.fn(x, times)
         conditions = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(x), *jnp.shape(leaf))), self.condition)

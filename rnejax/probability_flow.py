@@ -32,7 +32,7 @@ from .density import check_points, check_times, prior_excess, to_user_log_densit
 from .kernels import Array
 from .model import DiffusionModel
 from .processes import GaussianProcess, NoiseLevel
-from .processes.gaussian import require_gaussian
+from .processes.gaussian import require_scalar
 from .smc.faults import SMCError
 
 DIVERGENCES = ("exact", "hutchinson")
@@ -93,7 +93,7 @@ def probability_flow_log_density(
     """
     diffrax = _import_diffrax()
     check_key(key)
-    process = require_gaussian(model.process, "the probability flow")
+    process = require_scalar(model.process, "the probability flow")
     times = check_times(model, times)
     warn_of_signal(model, times)
     x = check_points(model, x)
@@ -160,7 +160,7 @@ def _flow(
     """The densities, the time that was reached, the state there, and what went wrong."""
     import diffrax
 
-    process = require_gaussian(model.process, "the probability flow")
+    process = require_scalar(model.process, "the probability flow")
     (low, high), (rtol, atol) = ends, tolerances
     bottom, top = process.level(low), process.level(high)
     start = jax.vmap(model.transform.to_model)(x)

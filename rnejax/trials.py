@@ -43,7 +43,7 @@ def check_output(model: Any) -> None:
             f"({type(error).__name__}: {error}). Is shape= right? Does fn take a batch (batched=True, now "
             f"{model.batched})?"
         ) from error
-    single = () if model.prediction == "energy" else model.process.relaxed_shape(model.shape)
+    single = () if model.prediction == "energy" else model.process.prediction_shape(model.shape)
     expected = (2, *single)
     if getattr(output, "shape", None) != expected:
         what = "a scalar" if model.prediction == "energy" else f"shape {single}"

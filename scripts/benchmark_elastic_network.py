@@ -58,7 +58,7 @@ def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
         def matrices(model: Any, x_t: Any = x_t, level: Any = level, unit: float = ratio**2) -> np.ndarray:
             found = model.evaluate(jax.random.key(0), x_t, level)
-            spread = found.spread + level.reference_posterior_variance
+            spread = (found.spread + 1) * level.reference_posterior_variance
             return on @ np.asarray(jnp.einsum("nij,nj,nkj->nik", found.basis, spread, found.basis)) @ on / unit
 
         truth, fitted = matrices(full), matrices(springs)

@@ -20,7 +20,7 @@ def posterior_covariance(model, x, t, key=KEY):
     """Cov[x_0 | x_t = x] as the model has it: a number, a diagonal or a matrix."""
     level = model.process.level(t)
     evaluation = jax.jit(lambda x: model._evaluate_one(x, level, key))(jnp.asarray(x))
-    values = evaluation.spread + level.reference_posterior_variance
+    values = (evaluation.spread + 1) * level.reference_posterior_variance
     return values if evaluation.basis is None else (evaluation.basis * values) @ evaluation.basis.T
 
 
@@ -39,7 +39,8 @@ def test_hutchinson_is_right_on_average():
     exact = np.trace(jax.jit(lambda x: MIXTURE.posterior(process, x, T)[1])(jnp.asarray(X, jnp.float32))) / 2
     model, level = MIXTURE.model(process, "x0", "hutchinson"), process.level(T)
     states = jnp.tile(jnp.asarray(X, jnp.float32), (n, 1))
-    found = jax.jit(lambda key: model.evaluate(key, states, level).spread)(KEY) + level.reference_posterior_variance
+    spread = jax.jit(lambda key: model.evaluate(key, states, level).spread)(KEY)
+    found = (spread + 1) * level.reference_posterior_variance
     z = (np.mean(found) - exact) / (np.std(found, ddof=1) / np.sqrt(n))
     assert abs(z) < 4
     # No draw is outside [0, sigma^2 / alpha^2], so that clipping did not bias the mean.
@@ -135,20 +136,19 @@ def evaluate(choice, linear, process=None, shape=(2,), n=1):
 def test_hutchinson_and_diagonal_stay_where_a_covariance_can_be():
     low, level = evaluate("hutchinson", lambda x: -100 * x)
     high, _ = evaluate("hutchinson", lambda x: 100 * x)
-    np.testing.assert_allclose(low.spread, -level.reference_posterior_variance, rtol=1e-6)
-    np.testing.assert_allclose(
-        high.spread, level.sigma**2 / level.alpha**2 - level.reference_posterior_variance, rtol=1e-6
-    )
+    reference = level.reference_posterior_variance
+    np.testing.assert_allclose(low.spread, -1, rtol=1e-6)
+    np.testing.assert_allclose((high.spread + 1) * reference, level.sigma**2 / level.alpha**2, rtol=1e-6)
     diagonal, _ = evaluate("diagonal", lambda x: jnp.asarray([-100.0, 0.1]) * x)
-    expected = [-level.reference_posterior_variance, 0.1 * level.sigma**2 / level.alpha]
-    np.testing.assert_allclose(diagonal.spread[0], expected, rtol=1e-6)
+    expected = [-reference, 0.1 * level.sigma**2 / level.alpha]
+    np.testing.assert_allclose(diagonal.spread[0] * reference, expected, rtol=1e-6)
 
 
 def test_hutchinson_on_a_subspace_averages_over_its_dimensions():
     process, c = VariancePreserving(subspace=CentreOfMassFree()), 0.1
     found, level = evaluate("hutchinson", lambda x: c * process.subspace.project(x), process, (3, 2), n=4000)
     # tr(c P) over the four dimensions of the subspace is c for every one of them.
-    spread = np.asarray(found.spread) * float(level.alpha / level.sigma**2)
+    spread = np.asarray(found.spread) * float(level.reference_gain)
     assert abs(spread.mean() - c) < 4 * spread.std(ddof=1) / np.sqrt(len(spread))
 
 

@@ -41,7 +41,7 @@ def test_8_the_reverse_mean_scales_x0_with_alpha_at_s():
     step = process.transition(0.0, 0.6)
     x_t, x0 = jnp.asarray([0.9]), jnp.asarray([-0.3])
     level = process.level(0.6)
-    kernel = step.reverse(x_t, x0 - level.reference_gain * x_t, -level.reference_posterior_variance)
+    kernel = step.reverse(x_t, x0 - level.reference_gain * x_t, -1.0)
     np.testing.assert_allclose(kernel.mean, x0, atol=1e-6)
     np.testing.assert_allclose(kernel.covariance_times(jnp.ones(1)), 0, atol=1e-6)
 

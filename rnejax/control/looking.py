@@ -135,7 +135,7 @@ def _reward_of_numbers(
         weights = step.exponents_s / jnp.sum(step.exponents_s)
         excess = sum(w * evaluation.excess for w, evaluation in zip(weights, evaluations, strict=True))
         # The target is tilted by the reward of the state itself.
-        x = jnp.where(step.is_last, x, level.denoised(x, excess))
+        x = jnp.where(step.is_last, x, jax.vmap(level.clean_state)(x, excess))
     return reward.values(jax.vmap(model.transform.to_data)(x))
 
 

@@ -31,7 +31,7 @@ from ..density import check_times
 from ..kernels import Array
 from ..model import DiffusionModel
 from ..processes import NoiseLevel
-from ..processes.gaussian import require_gaussian
+from ..processes.gaussian import require_scalar
 from .targets import Target, as_target, tilt
 
 
@@ -170,7 +170,7 @@ def observe(
     """
     base = as_target(model_or_target)
     model = base.models[0]
-    require_gaussian(model.process, "an observation with Gaussian noise")
+    require_scalar(model.process, "an observation with Gaussian noise")
     y = jnp.asarray(y, jnp.result_type(float))
     noise_std = check_number("noise_std", noise_std)
     if not noise_std > 0:

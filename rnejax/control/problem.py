@@ -107,17 +107,17 @@ class Steer:
 
     def step(self, key: Array, particles: Particle, step: ControlStep) -> tuple[Particle, Array, dict[str, Array]]:
         key_move, key_look = jax.random.split(key)
-        proposals = jax.vmap(partial(self._proposal_kernel, step))(particles)
-        stay = particles.x, jnp.zeros_like(particles.lookahead)
-        x_s, correction = jax.lax.cond(
-            step.is_first, lambda: stay, lambda: self._move(key_move, step, particles, proposals)
+        stay = particles.x, jnp.zeros_like(particles.lookahead), jnp.zeros_like(particles.excess_log_densities.value)
+        x_s, ratios, excess_increments = jax.lax.cond(
+            step.is_first, lambda: stay, lambda: self._move(key_move, step, particles)
         )
         x = self._renoise(jax.random.fold_in(key_move, 1), step, x_s, particles) if self.renoises else x_s
         seen = self.look(key_look, x, step)
         arrived = particles._replace(x=x, seen=seen, log_reference=jax.vmap(partial(self._log_reference, step))(x))
         arrived = arrived._replace(lookahead=jax.vmap(partial(self._lookahead, step))(arrived))
-        increments, excess_increments = jax.vmap(partial(self._weigh, step))(particles, x_s, arrived, proposals)
-        increments = increments + correction
+        increments, excess_increments = jax.vmap(partial(self._weigh, step))(
+            particles, x_s, arrived, ratios, excess_increments
+        )
         tilts = jax.vmap(lambda particle: self._arrived(step, particle).tilt)(arrived)
         increments = jnp.where(step.is_first, tilts, increments)
         # A particle that nothing could follow has no weight any more.
@@ -150,25 +150,41 @@ class Steer:
     def position(self, particles: Particle) -> Array:
         return jax.vmap(self.models[0].transform.to_data)(particles.x)
 
-    def _move(self, key: Array, step: ControlStep, particles: Particle, proposals: Any) -> tuple[Array, Array]:
-        """Where the particles go, and what choosing it among candidates adds to their log-weights.
+    def _move(self, key: Array, step: ControlStep, particles: Particle) -> tuple[Array, Array, Array]:
+        """Where the particles go, what the models say of it over A (`_ratio`), and the increments of every model.
+
+        A kernel is made, drawn from and asked in one place: what kernels of a step share, they share by identity.
 
         Of candidates x_1, ..., x_m from A with weights u_j, one that is drawn in proportion to them, weighed by their
-        mean, has what one alone has on average: the weight u_j of the one that was drawn counts elsewhere.
+        mean, has what one alone has on average: the weight u_j of the one that was drawn is taken off here and counts
+        elsewhere.
         """
         n, count = len(particles.x), getattr(self.proposal, "num_candidates", 1)
+
+        def go(key: Array, left: Particle) -> tuple[Array, Array, Array]:
+            proposal = self._proposal_kernel(step, left)
+            x_s = proposal.sample(key)
+            return x_s, *self._ratio(step, left, x_s, proposal)
+
         if count == 1:
-            x = jax.vmap(lambda key, law: law.sample(key))(jax.random.split(key, n), proposals)
-            return x, jnp.zeros_like(particles.lookahead)
+            return jax.vmap(go)(jax.random.split(key, n), particles)
         key_draw, key_reward, key_choose = jax.random.split(key, 3)
-        x = jax.vmap(lambda keys, law: jax.vmap(law.sample)(keys))(jax.random.split(key_draw, (n, count)), proposals)
 
-        def ratios(left: Particle, x: Array, proposal: Kernel) -> Array:
-            def ratio(x_s: Array) -> Array:
-                found, _ = self._ratio(step, left, x_s, self._log_reference(step, x_s), proposal)
-                return found + self._auxiliary_ratio(step, step.transition, x_s, left)
+        def candidates(keys: Array, left: Particle) -> tuple[Array, Array, Array, Array]:
+            proposal = self._proposal_kernel(step, left)
+            x = jax.vmap(proposal.sample)(keys)
+            found, excess_increments = jax.vmap(lambda x_s: self._ratio(step, left, x_s, proposal))(x)
+            others = jax.vmap(
+                lambda x_s: (
+                    self._reference_change(step, left, self._log_reference(step, x_s))
+                    + self._auxiliary_ratio(step, step.transition, x_s, left)
+                )
+            )(x)
+            return x, found, excess_increments, found + others
 
-            return jax.vmap(ratio)(x)
+        x, found, excess_increments, log_ratios = jax.vmap(candidates)(
+            jax.random.split(key_draw, (n, count)), particles
+        )
 
         # What a reward says of a candidate has to do without the networks: they have seen where it comes from.
         flat = x.reshape(-1, *x.shape[2:])
@@ -177,11 +193,12 @@ class Steer:
             key_reward, self.models[0], self.rewards, seen.evaluations, flat, step, step.transition.s
         )
         tilts = jnp.where(step.strengths_s == 0, 0.0, step.strengths_s * values)
-        log_u = jax.vmap(ratios)(particles, x, proposals) + jnp.sum(tilts, axis=1).reshape(n, count)
+        log_u = log_ratios + jnp.sum(tilts, axis=1).reshape(n, count)
         chosen = jax.random.categorical(key_choose, log_u, axis=1)
         own = jnp.take_along_axis(log_u, chosen[:, None], axis=1)[:, 0]
         correction = jnp.where(own == -jnp.inf, -jnp.inf, log_mean_exp(log_u) - jnp.where(own == -jnp.inf, 0.0, own))
-        return jax.vmap(lambda x, j: x[j])(x, chosen), correction
+        pick = jax.vmap(lambda each, j: each[j])
+        return pick(x, chosen), pick(found, chosen) + correction, pick(excess_increments, chosen)
 
     def _renoise(self, key: Array, step: ControlStep, x_s: Array, particles: Particle) -> Array:
         """Up again by the auxiliary kernel, where the step does that."""
@@ -283,12 +300,12 @@ class Steer:
         return 0.5 * (jnp.sum(step.exponents_s) + jnp.sum(step.exponents_t))
 
     def _weigh(
-        self, step: ControlStep, left: Particle, x_s: Array, arrived: Particle, proposal: Kernel
+        self, step: ControlStep, left: Particle, x_s: Array, arrived: Particle, ratio: Array, excess_increments: Array
     ) -> tuple[Array, Array]:
         """Log-weight of the step, and the increments of every model's log-density relative to the reference."""
         transition = step.transition
         at_t, at_s = self._left(step, left), self._arrived(step, arrived)
-        ratio, excess_increments = self._ratio(step, left, x_s, arrived.log_reference, proposal)
+        ratio = ratio + self._reference_change(step, left, arrived.log_reference)
         if hasattr(self.proposal, "log_increment"):
             return self.proposal.log_increment(transition, at_t, at_s), excess_increments
         if self.renoises:
@@ -342,21 +359,23 @@ class Steer:
         ratio = ratio + self._auxiliary_ratio(step, step.up, x_s, arrived)
         return jnp.where(impossible, jnp.inf, ratio), excess
 
-    def _ratio(
-        self, step: ControlStep, left: Particle, x_s: Array, log_reference_s: Array, proposal: Kernel
-    ) -> tuple[Array, Array]:
+    @staticmethod
+    def _reference_change(step: ControlStep, left: Particle, log_reference_s: Array) -> Array:
+        """What the reference's part of the path of targets adds to the weight of a step."""
+        bar_s, bar_t = jnp.sum(step.exponents_s), jnp.sum(step.exponents_t)
+        return (bar_t - 1) * (log_reference_s - left.log_reference) + (bar_s - bar_t) * log_reference_s
+
+    def _ratio(self, step: ControlStep, left: Particle, x_s: Array, proposal: Kernel) -> tuple[Array, Array]:
         """What the models say of a step, over A as if B were F; and their increments."""
         transition, x_t = step.transition, left.x
         excess_increments = self._increments(transition, left.seen, x_s, x_t, None)
-        bar_s, bar_t = jnp.sum(step.exponents_s), jnp.sum(step.exponents_t)
         change = step.exponents_s - step.exponents_t
         excess = left.excess_log_densities.value + excess_increments
         weighed = self._increments(transition, left.seen, x_s, x_t, "exact") if self.generated else excess_increments
         # What was impossible already has no weight to be given back.
         excess = jnp.where((change < 0) & (excess == -jnp.inf), 0.0, excess)
         models = log_product(step.exponents_t, weighed) + log_product(change, excess)
-        references = (bar_t - 1) * (log_reference_s - left.log_reference) + (bar_s - bar_t) * log_reference_s
-        return models + references + log_ratio(transition.reference_reverse(x_t), proposal, x_s), excess_increments
+        return models + log_ratio(transition.reference_reverse(x_t), proposal, x_s), excess_increments
 
 
 def initial_law(models: tuple[DiffusionModel, ...], top: Level, exponents: np.ndarray) -> Any:

@@ -13,7 +13,7 @@ c_b = (1 - 1/bar)/2, bar = sum_i beta_i, makes the weights of Gaussian data cons
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ import numpy as np
 from ..checks import check_number
 from ..covariance import Evaluation
 from ..kernels import Array, Gaussian, Kernel, event_sum
+from ..linear import apply
 from ..processes import GaussianTransition, NoiseLevel
 from ..processes.gaussian import drift_and_diffusion
 
@@ -162,38 +163,42 @@ class Drift:
             beta * (kernel.shift - reference.shift) for beta, kernel in zip(at_t.exponents, kernels, strict=True)
         )
         if self.matched:
-            rho, slope, _ = transition.tempered_reference(exponent)
-            shift = reference.shift + slope * at_t.x
+            law = transition.tempered_reverse(at_t.x, exponent)
         else:
-            rho = jnp.ones(())
             decay, v_t = transition.decay, transition.t.reference_variance
             shift = (-transition.decay_shift - c_a * exponent * transition.variance / v_t) / decay * at_t.x
+            law = replace(reference, shift=shift)
         relative, basis = combine_covariances(kernels, at_t.exponents / jnp.sum(at_t.exponents))
-        law = Gaussian(at_t.x, shift + c_a * excess, rho * reference.variance, relative, basis, transition.subspace)
+        law = replace(law, shift=law.shift + c_a * excess, excess=relative, basis=basis)
         # A reward tilts the kernel: K exp(lambda r) has its mean moved by C lambda grad r.
-        slope_of_tilt = self.reward_coefficient * at_t.exact_gradient + 0.5 * at_t.gradient
-        pull = self._bounded(slope_of_tilt, law.covariance_times(slope_of_tilt))
-        pull = pull + transition.variance * self._transported(transition, transition.t, at_t, exponent)
-        return Gaussian(law.anchor, law.shift + pull, law.variance, law.excess, law.basis, law.subspace)
+        if at_t.rewards.size:
+            slope_of_tilt = self.reward_coefficient * at_t.exact_gradient + 0.5 * at_t.gradient
+            law = replace(law, shift=law.shift + self._bounded(slope_of_tilt, law.covariance_times(slope_of_tilt)))
+        if self.transport is not None:
+            field = self._transported(self.transport, transition, transition.t, at_t, exponent)
+            law = replace(law, shift=law.shift + transition.forward(at_t.x).covariance_times(field))
+        return law
 
     def forward(self, transition: GaussianTransition, at_s: Local, exponent: Array) -> Gaussian:
         _, c_b = self._coefficients(exponent)
         noising = transition.forward(at_s.x)
         if self.matched:
-            rho, _, slope = transition.tempered_reference(exponent)
+            law = transition.tempered_forward(at_s.x, exponent)
         else:
-            rho = jnp.ones(())
             slope = -c_b * exponent * transition.variance / transition.s.reference_variance
+            law = replace(noising, shift=noising.shift + slope * at_s.x)
         # At sigma = 0 there is no score, and c_b = 0 (steer refuses all else): any finite number will do.
         level = transition.s._replace(sigma=jnp.where(transition.s.sigma == 0, 1.0, transition.s.sigma))
-        scores = [level.excess_score(evaluation.excess) for evaluation in at_s.evaluations]
-        excess = sum(beta * score for beta, score in zip(at_s.exponents, scores, strict=True))
-        pull = self._bounded(0.5 * at_s.gradient, 0.5 * transition.variance * at_s.gradient)
-        pull = pull - transition.variance * self._transported(transition, level, at_s, exponent)
-        drift = transition.variance * c_b * excess + pull
-        return Gaussian(
-            noising.anchor, noising.shift + slope * at_s.x + drift, rho * noising.variance, subspace=noising.subspace
-        )
+        scores = [level.excess_score(at_s.x, evaluation.excess) for evaluation in at_s.evaluations]
+        drift = c_b * jnp.sum(jnp.stack([beta * score for beta, score in zip(at_s.exponents, scores, strict=True)]), 0)
+        if self.transport is not None:
+            drift = drift - self._transported(self.transport, transition, level, at_s, exponent)
+        law = replace(law, shift=law.shift + noising.covariance_times(drift))
+        if at_s.rewards.size:
+            slope_of_tilt = 0.5 * at_s.gradient
+            pull = self._bounded(slope_of_tilt, noising.covariance_times(slope_of_tilt))
+            law = replace(law, shift=law.shift + pull)
+        return law
 
     def _bounded(self, slope: Array, pull: Array) -> Array:
         """The shift C slope of a kernel's mean, shortened until its KL divergence slope . C slope / 2 is ``trust``."""
@@ -202,15 +207,14 @@ class Drift:
         divergence = 0.5 * event_sum(slope * pull)
         return pull * jnp.minimum(1.0, jnp.sqrt(self.trust / jnp.maximum(divergence, 1e-30)))
 
+    @staticmethod
     def _transported(
-        self, transition: GaussianTransition, level: NoiseLevel, at: Local, exponent: Array
-    ) -> Array | float:
+        transport: Transport, transition: GaussianTransition, level: NoiseLevel, at: Local, exponent: Array
+    ) -> Array:
         """f of `Transport`. Both ends of a step take the coefficients of t, so that they cancel between A and B."""
-        if self.transport is None:
-            return 0.0
-        coefficients = self.transport.at(transition.t.log_snr).astype(at.x.dtype)
+        coefficients = transport.at(transition.t.log_snr).astype(at.x.dtype)
         fields = transport_fields(level, at, exponent)
-        return sum(c * field for c, field in zip(coefficients, fields, strict=True))
+        return jnp.tensordot(coefficients, jnp.stack(fields), axes=1)
 
     def _coefficients(self, exponent: Array) -> tuple[Any, Any]:
         if self.coefficients is not None:
@@ -271,8 +275,9 @@ class FeynmanKac:
 
 def transport_fields(level: NoiseLevel, at: Local, exponent: Array) -> list[Array]:
     """The fields that a `Transport` adds up: each model's, and the reference's."""
-    models = [beta * level.excess_score(e.excess) for beta, e in zip(at.exponents, at.evaluations, strict=True)]
-    return [*models, -exponent * at.x / level.reference_variance]
+    pairs = zip(at.exponents, at.evaluations, strict=True)
+    models = [beta * level.excess_score(at.x, evaluation.excess) for beta, evaluation in pairs]
+    return [*models, exponent * level.reference_score(at.x)]
 
 
 def transport_effects(transition: GaussianTransition, at_t: Local, exponent: Array) -> Array:
@@ -284,7 +289,8 @@ def transport_effects(transition: GaussianTransition, at_t: Local, exponent: Arr
     level, dimension = transition.t, transition.subspace.dimension(at_t.x.shape)
     fields = transport_fields(level, at_t, exponent)
     target_score = sum(fields[:-1], fields[-1]) + at_t.gradient + at_t.exact_gradient
-    jacobian = (level.alpha / level.sigma**2) ** 2  # of the excess score, per covariance of x_0
+    # Of the excess score, per covariance of x_0; and that of the reference.
+    jacobian = (level.alpha / level.sigma**2) ** 2 * level.reference_posterior_variance
     divergences = [
         beta * jacobian * _trace(evaluation, dimension, at_t.x.size)
         for beta, evaluation in zip(at_t.exponents, at_t.evaluations, strict=True)
@@ -309,10 +315,10 @@ def combine_covariances(kernels: tuple[Gaussian, ...], weights: Array) -> tuple[
     """
     if len(kernels) == 1:
         return kernels[0].excess, kernels[0].basis
-    if all(kernel.basis is None for kernel in kernels):
+    if all(kernel.basis is kernels[0].basis for kernel in kernels):
         excesses = jnp.stack(jnp.broadcast_arrays(*[jnp.asarray(kernel.excess) for kernel in kernels]))
         combined = jnp.tensordot(weights.astype(excesses.dtype), excesses, axes=1)
-        return jnp.clip(combined, jnp.min(excesses, axis=0), jnp.max(excesses, axis=0)), None
+        return jnp.clip(combined, jnp.min(excesses, axis=0), jnp.max(excesses, axis=0)), kernels[0].basis
     matrices = [_dense(kernel) for kernel in kernels]
     eigenvalues, basis = jnp.linalg.eigh(sum(w * m for w, m in zip(weights, matrices, strict=True)))
     smallest = jnp.min(jnp.stack([jnp.min(kernel.excess) for kernel in kernels]))
@@ -324,7 +330,11 @@ def _dense(kernel: Gaussian) -> Array:
     d = kernel.shift.size
     excess = jnp.broadcast_to(jnp.asarray(kernel.excess).reshape(-1), (d,))
     if kernel.basis is not None:
-        return (kernel.basis * excess) @ kernel.basis.T
+        basis = kernel.basis
+        if basis.ndim == 3:  # in blocks
+            units = jnp.eye(d, dtype=kernel.shift.dtype).reshape(d, *jnp.shape(kernel.excess))
+            basis = jax.vmap(lambda unit, blocks=basis: apply(blocks, unit).reshape(-1), out_axes=1)(units)
+        return (basis * excess) @ basis.T
     # A dense M is zero in the directions that the subspace has not; a number says nothing of them.
     rows = jax.vmap(lambda row: kernel.subspace.project(row.reshape(kernel.shift.shape)).reshape(-1))
     return rows(jnp.diag(excess))

@@ -26,7 +26,7 @@ import numpy as np
 from ..checks import check_count, check_number, is_traced
 from ..kernels import Array
 from ..model import DiffusionModel
-from ..processes.gaussian import require_gaussian
+from ..processes.gaussian import require_scalar
 from ..smc import Resampling, SMCError, run
 from .proposals import Drift, Transport, get_proposal
 from .steer import prepare, raise_failures, summarise
@@ -88,7 +88,7 @@ def tune_proposal(
     if is_traced(key, target):
         raise ValueError("tune_proposal runs pilots and looks at them: call it outside jax.jit; steer may be inside")
     target = as_target(target)
-    require_gaussian(target.process, "a drift to be tuned")
+    require_scalar(target.process, "a drift to be tuned")
     given = get_proposal(proposal)
     if not isinstance(given, Drift):
         raise ValueError(f"tune_proposal tunes a Drift ('symmetric' or a pair (c_a, c_b)), got {proposal!r}")

@@ -2,6 +2,9 @@
 
 from .gaussian import GaussianProcess, GaussianTransition, NoiseLevel
 from .grids import time_grid
+from .langevin import CriticallyDamped, PhaseSpaceLangevin
+from .linear import LinearLevel, LinearProcess, LinearSDE, LinearTransition
+from .nonreversible import NonReversible
 from .process import Level, Process, Transition
 from .schedules import Cosine, DiscreteVariancePreserving, RectifiedFlow, VarianceExploding, VariancePreserving
 from .token_steps import AnyOrderTransition, MaskedLevel, MaskedTransition, UniformLevel, UniformTransition
@@ -11,14 +14,21 @@ __all__ = [
     "AnyOrder",
     "AnyOrderTransition",
     "Cosine",
+    "CriticallyDamped",
     "DiscreteVariancePreserving",
     "GaussianProcess",
     "GaussianTransition",
     "Level",
+    "LinearLevel",
+    "LinearProcess",
+    "LinearSDE",
+    "LinearTransition",
     "Masked",
     "MaskedLevel",
     "MaskedTransition",
     "NoiseLevel",
+    "NonReversible",
+    "PhaseSpaceLangevin",
     "Process",
     "RectifiedFlow",
     "TokenProcess",

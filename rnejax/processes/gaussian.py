@@ -31,7 +31,8 @@ __all__ = [
     "host",
     "namespace",
     "reference",
-    "require_gaussian",
+    "require_scalar",
+    "tempered_slopes",
 ]
 
 
@@ -74,20 +75,82 @@ class NoiseLevel(NamedTuple):
         """E[x_0 | x_t]."""
         return self.reference_gain * x + excess
 
+    def clean_state(self, x: Array, excess: Array) -> Array:
+        """The denoised state, of the shape of a state."""
+        return self.denoised(x, excess)
+
     def score(self, x: Array, excess: Array) -> Array:
         """grad log p_t(x)."""
-        return self.excess_score(excess) - x / self.reference_variance
+        return self.excess_score(x, excess) - x / self.reference_variance
 
-    def excess_score(self, excess: Array) -> Array:
-        """grad log p_t(x) - grad log ref_t(x)."""
+    def excess_score(self, x: Array, excess: Array) -> Array:
+        """grad log p_t(x) - grad log ref_t(x), of the shape of x."""
         return (self.alpha / self.sigma**2) * excess
+
+    def reference_score(self, x: Array) -> Array:
+        return -x / self.reference_variance
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def noised(self, x0: Array, noise: Array) -> Array:
+        """x_t for a standard noise of the state's shape."""
+        return self.alpha * x0 + self.sigma * noise
+
+    def target(self, prediction: str, x0: Array, noise: Array) -> Array:
+        """What a network that predicts this should say of a noised state."""
+        if prediction == "x0":
+            return x0
+        if prediction == "epsilon":
+            return noise
+        if prediction == "score":
+            return -noise / self.sigma
+        if prediction == "v":
+            return self.alpha * noise - self.sigma * x0
+        return self.alpha_rate * x0 + self.sigma_rate * noise
+
+    # -- what a covariance of x_0 given x_t is measured in -------------------------------------------------------------
+
+    def probe(self, direction: Array, shape: tuple[int, ...]) -> Array:
+        """The change of a state along which the excess changes by `relative` of the posterior covariance."""
+        return direction.reshape(shape)
+
+    def relative(self, change: Array) -> Array:
+        """(sigma^2 / alpha) times a change of the excess, in units of the reference's posterior variance.
+
+        Zero where alpha = 0 and there is no such thing.
+        """
+        has_signal = self.alpha > 0
+        return jnp.where(has_signal, 1 / jnp.where(has_signal, self.reference_gain, 1), 0) * change
+
+    def mean_spread(self, trace: Array, dimension: int) -> Array:
+        """One number for all directions, from a trace in the units above."""
+        return trace / dimension
+
+    def spectrum(self, spread: Array) -> tuple[Array, Array]:
+        """A dense spread as it is kept: eigenvalues, where those of a covariance can be, and eigenvectors."""
+        values, basis = jnp.linalg.eigh(spread)
+        return self.clipped(values), basis
+
+    def clipped(self, diagonal: Array) -> Array:
+        """A diagonal spread, where a covariance can be."""
+        return jnp.maximum(diagonal, -1.0)
+
+    def in_posterior_std(self, error: Array) -> Array:
+        """An error of the denoiser in units of the standard deviation of the reference's posterior."""
+        return error / jnp.sqrt(self.reference_posterior_variance)
+
+    @property
+    def largest_spread(self) -> Array:
+        """That of data of which nothing else is known: sigma^2 / alpha^2 over the reference's, less 1."""
+        return 1 / (self.alpha * self.reference_gain) - 1
 
 
 class GaussianTransition(NamedTuple):
     """Everything that is known about the step between ``s`` (less noise) and ``t`` (more noise).
 
-    The forward kernel is F(x_t | x_s) = N(a x_s, v I). Shifts are relative to the state the kernel starts from, so that
-    the difference between states is formed once, exactly.
+    The forward kernel is F(x_t | x_s) = N(a x_s, v I) and the reference's reversal N(r x_t, C_ref I).
+    Shifts are relative to the state the kernel starts from, so that the difference between states is formed once,
+    exactly.
     """
 
     s: NoiseLevel
@@ -98,6 +161,7 @@ class GaussianTransition(NamedTuple):
     reference_shift: Array  # a V_s / V_t - 1
     reference_covariance: Array  # V_s v / V_t
     gain: Array  # alpha_s v / sigma_t^2
+    share: Array  # of the reference's reverse covariance that knowing x_0 would take away
     duration: Array  # t - s
     subspace: Subspace
 
@@ -112,34 +176,29 @@ class GaussianTransition(NamedTuple):
         return Gaussian(x_t, self.reference_shift * x_t, self.reference_covariance, subspace=self.subspace)
 
     def reverse(self, x_t: Array, excess: Array, spread: Array | float = 0.0, basis: Array | None = None) -> Gaussian:
-        """K(x_s | x_t) for a denoiser with this excess and a posterior covariance with this excess over the reference.
+        """K(x_s | x_t) for a denoiser with this excess, and a posterior covariance with this relative excess.
 
-        ``spread`` holds the eigenvalues of Cov[x_0 | x_t] - Cov_ref[x_0 | x_t]: a scalar, a diagonal, or, with their
-        ``basis``, those of a dense matrix.
+        ``spread`` holds the eigenvalues of Cov[x_0 | x_t] / Cov_ref[x_0 | x_t] - 1: a scalar, a diagonal, or, with
+        their ``basis``, those of a dense matrix.
         """
         shift = self.reference_shift * x_t + self.gain * excess
-        relative = (self.gain**2 / self.reference_covariance) * spread
-        return Gaussian(x_t, shift, self.reference_covariance, relative, basis, self.subspace)
+        return Gaussian(x_t, shift, self.reference_covariance, self.share * spread, basis, self.subspace)
 
-    def tempered_reference(self, exponent: Array) -> tuple[Array, Array, Array]:
-        r"""The step of the reference's tempered path, ref^bar: coefficients (rho, A's, B's) for bar = ``exponent`` > 0.
+    def tempered_reverse(self, x_t: Array, exponent: Array) -> Gaussian:
+        """The step down of the reference's tempered path, ref^exponent: A = N(r x_t, rho C_ref)."""
+        rho, slope = self._tempered(exponent)
+        slope = slope * jnp.sqrt(self.s.reference_variance / self.t.reference_variance)
+        shift = self.reference_shift * x_t + slope * x_t
+        return Gaussian(x_t, shift, rho * self.reference_covariance, subspace=self.subspace)
 
-        With V the reference's variance, rho = min(1, V_t / (bar v)) and r = sqrt(max(0, V_s - bar rho v V_s / V_t) /
-        V_t), the kernels A = N(r x_t, rho C) and B = N((r V_t / V_s) x_s, rho v I) are each other's reversal with
-        respect to ref^bar (mathematics.md, section 4). Returned are rho and the *differences* of these slopes from
-        those of the untempered reference's kernels, r - a V_s / V_t and r V_t / V_s - a, which vanish for bar = 1:
+    def tempered_forward(self, x_s: Array, exponent: Array) -> Gaussian:
+        """The step up, B = N((r V_t / V_s) x_s, rho v I): both are each other's reversal with respect to that path."""
+        rho, slope = self._tempered(exponent)
+        slope = slope * jnp.sqrt(self.t.reference_variance / self.s.reference_variance)
+        return Gaussian(x_s, self.decay_shift * x_s + slope * x_s, rho * self.variance, subspace=self.subspace)
 
-            r - a V_s / V_t = sqrt(V_s / V_t) u (1 - bar rho) / (sqrt(1 - bar rho u) + sqrt(1 - u)),   u = v / V_t.
-        """
-        v_s, v_t = self.s.reference_variance, self.t.reference_variance
-        u = self.variance / v_t
-        rho = jnp.minimum(1.0, 1 / (exponent * u))
-        remaining = jnp.sqrt(jnp.maximum(0.0, 1 - exponent * rho * u)) + jnp.sqrt(jnp.maximum(0.0, 1 - u))
-        # At alpha_t = 0 nothing of x_t remains for any exponent >= 1: numerator and denominator both vanish.
-        gone = remaining == 0
-        slope = jnp.sqrt(v_s / v_t) * u * (1 - exponent * rho) / jnp.where(gone, 1.0, remaining)
-        slope = jnp.where(gone, 0.0, slope)
-        return rho, slope, slope * v_t / v_s
+    def _tempered(self, exponent: Array) -> tuple[Array, Array]:
+        return tempered_slopes(exponent, self.variance / self.t.reference_variance)
 
     # -- Euler-Maruyama kernels ----------------------------------------------------------------------------------
 
@@ -154,6 +213,23 @@ class GaussianTransition(NamedTuple):
         """x_t = x_s + h f(x_s, s) + g_s sqrt(h) eps."""
         linear, diffusion = drift_and_diffusion(self.s)
         return Gaussian(x_s, self.duration * linear * x_s, self.duration * diffusion, subspace=self.subspace)
+
+
+def tempered_slopes(exponent: Array, u: Array) -> tuple[Array, Array]:
+    r"""A step of the path ref^bar, bar = ``exponent`` > 0, in coordinates where the reference has unit variance.
+
+    There the reference's own step, down or up, is z -> kappa z + sqrt(u) eps with kappa^2 = 1 - u. That of its power,
+    with variance 1 / bar and noise of variance rho u, is z -> sqrt(1 - bar rho u) z + sqrt(rho u) eps, in both
+    directions alike, with rho = 1 or the largest that leaves a root (mathematics.md, section 4). Returned are rho and
+    the *difference* of the two slopes, which vanishes for bar = 1:
+
+        sqrt(1 - bar rho u) - sqrt(1 - u) = u (1 - bar rho) / (sqrt(1 - bar rho u) + sqrt(1 - u)).
+    """
+    rho = jnp.minimum(1.0, 1 / (exponent * u))
+    remaining = jnp.sqrt(jnp.maximum(0.0, 1 - exponent * rho * u)) + jnp.sqrt(jnp.maximum(0.0, 1 - u))
+    # At alpha_t = 0 nothing of x_t remains for any exponent >= 1: numerator and denominator both vanish.
+    gone = remaining == 0
+    return rho, jnp.where(gone, 0.0, u * (1 - exponent * rho) / jnp.where(gone, 1.0, remaining))
 
 
 def drift_and_diffusion(level: NoiseLevel) -> tuple[Array, Array]:
@@ -258,6 +334,7 @@ class GaussianProcess(Process):
             reference_shift=-(decay * v_s * decay_shift + variance) / v_t,
             reference_covariance=v_s * variance / v_t,
             gain=at_s.alpha * variance / at_t.sigma**2,
+            share=(at_s.alpha * self.data_std / at_t.sigma) ** 2 * variance / v_s,
             duration=t - s,
             subspace=self.subspace,
         )
@@ -330,14 +407,13 @@ class GaussianProcess(Process):
         )
 
 
-def require_gaussian(process: Process, what: str) -> GaussianProcess:
-    """The process, if it is one of numbers that diffuse.
+def require_scalar(process: Process, what: str) -> GaussianProcess:
+    """The process, if it is one of numbers that diffuse, all of them alike.
 
     Raises:
       ValueError: where it is not, and ``what`` does not exist for it.
     """
     if not isinstance(process, GaussianProcess):
-        raise ValueError(
-            f"{what} exists for numbers that diffuse only; {type(process).__name__} is a process of tokens"
-        )
+        kind = "a process of tokens" if process.is_discrete else "one whose noise and drift are matrices"
+        raise ValueError(f"{what} exists for scalar Gaussian processes only; {type(process).__name__} is {kind}")
     return process

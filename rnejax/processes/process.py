@@ -175,8 +175,20 @@ class Process:
         raise NotImplementedError
 
     def relaxed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Of what is known of a clean state of this shape, and of what a network says of it."""
+        """Of what is known of a clean state of this shape: numbers as they are, tokens as rows of probabilities."""
         raise NotImplementedError
+
+    def prediction_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of what a network says of one state of this shape."""
+        return self.relaxed_shape(shape)
+
+    def state_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a state whose data have this shape."""
+        return shape
+
+    def data_of(self, x: Array) -> Array:
+        """The part of a state that is data: all of it, unless noise goes through coordinates of its own."""
+        return x
 
     def check_shape(self, shape: tuple[int, ...] | None) -> tuple[int, ...]:
         """The shape of a state, if it is one; the process's own where it has one and none is given."""

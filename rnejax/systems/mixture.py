@@ -21,7 +21,8 @@ import numpy as np
 
 from ..kernels import Array
 from ..model import DiffusionModel
-from ..processes import GaussianProcess, NoiseLevel
+from ..processes import GaussianProcess, LinearLevel, LinearProcess, NoiseLevel
+from .linear_mixture import NoisedMixture
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -138,20 +139,31 @@ class GaussianMixture:
 
     # -- the law under noise ------------------------------------------------------------------------------------------
 
-    def noised(self, level: NoiseLevel) -> GaussianMixture:
-        """The law of alpha x_0 + sigma eps; ``level`` as from ``process.level(t)``."""
+    def noised(self, level: NoiseLevel | LinearLevel) -> GaussianMixture | NoisedMixture:
+        """The law of x_t, with log_prob, energy, score and sample; ``level`` as from ``process.level(t)``.
+
+        Of a scalar process, x_t = alpha x_0 + sigma eps, it is another mixture.
+        """
+        if isinstance(level, LinearLevel):
+            return NoisedMixture.of(self, level)
         variances = level.alpha**2 * self.variances + level.sigma**2
         return self._replace(means=level.alpha * self.means, variances=variances)
 
-    def denoise(self, x: Array, level: NoiseLevel) -> Array:
+    def denoise(self, x: Array, level: NoiseLevel | LinearLevel) -> Array:
         """E[x_0 | x_t = x], also where alpha = 0."""
         noised = self.noised(level)
+        if isinstance(noised, NoisedMixture):
+            return noised.denoise(x)
         responsibilities = jax.nn.softmax(noised.component_log_probs(x))
         gain = level.alpha * self.variances / noised.variances
         return responsibilities @ (self.means + self._rotate_back(gain * noised._residuals(x)))
 
     def model(
-        self, process: GaussianProcess, prediction: str = "score", covariance: Any = "reference", **options: Any
+        self,
+        process: GaussianProcess | LinearProcess,
+        prediction: str = "score",
+        covariance: Any = "reference",
+        **options: Any,
     ) -> DiffusionModel:
         """The diffusion model without error.
 
@@ -159,14 +171,15 @@ class GaussianMixture:
         the mixture's, such as those of one class: neither recompiles anything.
 
         Args:
-          process: any scalar Gaussian process.
+          process: any process of numbers that diffuse.
           prediction: any of the model's; ``score`` keeps the most digits at small noise, ``x0`` is right at alpha = 0.
           covariance, options: as for `rnejax.DiffusionModel`.
         """
-        if prediction not in GaussianProcess.predictions:
-            raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(GaussianProcess.predictions)}")
-        network = ExactPrediction(process, prediction)
-        return DiffusionModel(process, network, prediction, covariance, self.shape, params=self, **options)
+        if prediction not in process.predictions:
+            raise ValueError(f"unknown prediction {prediction!r}; one of {', '.join(process.predictions)}")
+        network = ExactPrediction(prediction)
+        options = {"noise_level": "level", "shape": process.state_shape(self.shape), **options}
+        return DiffusionModel(process, network, prediction, covariance, params=self, **options)
 
     # -- powers and products ------------------------------------------------------------------------------------------
 
@@ -256,20 +269,20 @@ class GaussianMixture:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class ExactPrediction:
-    """What a network without error returns for a noised mixture: ``fn(mixture, x, t, condition)``."""
+    """What a network without error returns for a noised mixture: ``fn(mixture, x, level, condition)``."""
 
-    process: GaussianProcess
     name: str
 
-    def __call__(self, mixture: GaussianMixture, x: Array, t: Array, condition: Array | None = None) -> Array:
+    def __call__(self, mixture: GaussianMixture, x: Array, level: Any, condition: Array | None = None) -> Array:
         if condition is not None:
             mixture = mixture._replace(log_weights=condition)
-        level = self.process.level(t)
         if self.name == "energy":
             return mixture.noised(level).energy(x)
         if self.name == "x0":
             return mixture.denoise(x, level)
         score = mixture.noised(level).score(x)
+        if isinstance(level, LinearLevel):
+            return level.predicted(self.name, score)
         if self.name == "score":
             return score
         noise = -level.sigma * score

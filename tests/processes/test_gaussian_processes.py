@@ -154,10 +154,11 @@ def test_times_stacked_give_transitions_stacked(process):
 
 @every_process
 def test_for_exponent_one_the_tempered_step_is_the_reference_itself(process):
-    rho, toward_data, toward_noise = process.transition(*times_of(process, 0.3, 0.7)).tempered_reference(
-        jnp.asarray(1.0)
-    )
-    assert (rho, toward_data, toward_noise) == (1, 0, 0)
+    step, x = process.transition(*times_of(process, 0.3, 0.7)), jnp.asarray([0.3, -1.2])
+    down, up = step.tempered_reverse(x, jnp.asarray(1.0)), step.tempered_forward(x, jnp.asarray(1.0))
+    for law, expected in ((down, step.reference_reverse(x)), (up, step.forward(x))):
+        np.testing.assert_array_equal(law.shift, expected.shift)
+        np.testing.assert_array_equal(law.variance, expected.variance)
 
 
 @every_process
@@ -166,16 +167,14 @@ def test_for_exponent_one_the_tempered_step_is_the_reference_itself(process):
 def test_the_tempered_step_is_reversible_for_the_tempered_reference(process, exponent, fractions):
     # A(x_s | x_t) ref_t(x_t)^bar and B(x_t | x_s) ref_s(x_s)^bar are the same joint law up to a constant: A's slope
     # times V_t / bar is B's slope times V_s / bar, and the variances V / bar are carried into each other.
-    step = process.transition(*times_of(process, *fractions))
-    rho, extra_a, extra_b = step.tempered_reference(jnp.asarray(exponent))
+    step, one = process.transition(*times_of(process, *fractions)), jnp.ones(1)
+    down, up = (each(one, jnp.asarray(exponent)) for each in (step.tempered_reverse, step.tempered_forward))
     v_s, v_t = step.s.reference_variance, step.t.reference_variance
-    slope_a, slope_b = 1 + step.reference_shift + extra_a, step.decay + extra_b
+    slope_a, slope_b = down.mean, up.mean
     np.testing.assert_allclose(slope_a * v_t, slope_b * v_s, rtol=1e-10, atol=1e-15 * float(v_t))
-    forward_noise = rho * step.variance
-    np.testing.assert_allclose(slope_b**2 * v_s / exponent + forward_noise, v_t / exponent, rtol=1e-10)
-    np.testing.assert_allclose(
-        slope_a**2 * v_t / exponent + rho * step.reference_covariance, v_s / exponent, rtol=1e-10
-    )
+    np.testing.assert_allclose(slope_b**2 * v_s / exponent + up.variance, v_t / exponent, rtol=1e-10)
+    np.testing.assert_allclose(slope_a**2 * v_t / exponent + down.variance, v_s / exponent, rtol=1e-10)
+    assert up.variance / step.variance == pytest.approx(down.variance / step.reference_covariance)
 
 
 # --------------------------------------------------------------------------------------- schedules, by definition
