@@ -204,7 +204,8 @@ def prepare(
             "kernel that looks: take (1.0, 0.0) for numbers, and no gradients of rewards that are not exact"
         )
     check_last_time(process, times, evaluate_last)
-    return problem, control_steps(process, times, tops, exponents, strengths, evaluate_last), times
+    looks_ahead = hasattr(chosen, "lookahead")
+    return problem, control_steps(process, times, tops, exponents, strengths, evaluate_last, looks_ahead), times
 
 
 def raise_failures(

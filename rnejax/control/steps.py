@@ -16,7 +16,7 @@ class ControlStep(NamedTuple):
     """One iteration: move from t to s, then look at the state at s. The first only looks, at t_max."""
 
     transition: Any
-    next: Any  # the transition of the next iteration
+    next: Any  # the transition of the next iteration, for proposals that look ahead, else None
     up: Any  # from where the transition ends to where the state is looked at
     is_renoised: Array  # whether that is further up
     level: Any  # where the state is looked at
@@ -38,6 +38,7 @@ def control_steps(
     exponents: np.ndarray,
     strengths: np.ndarray,
     evaluate_last: bool,
+    looks_ahead: bool,
 ) -> ControlStep:
     """The n + 1 iterations of a grid with n steps, in order of execution.
 
@@ -72,7 +73,7 @@ def control_steps(
     index = np.arange(n + 1)
     return ControlStep(
         transition=at_s,
-        next=jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[-1:]]), steps),
+        next=jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[-1:]]), steps) if looks_ahead else None,
         up=up,
         is_renoised=jnp.asarray(renoised[::-1].copy()),
         level=levels,

@@ -52,8 +52,8 @@ class LinearLevel(NamedTuple):
     sigma: Coefficients
     log_snr: Coefficients  # mean over coordinates of log(alpha^2 / sigma^2), per variance of the data
     frame: Frame
-    data: Frame
-    noise: Frame  # the Cholesky factor of the covariance of x_t given x_0
+    data: Coefficients  # a frame
+    noise: Coefficients  # the Cholesky factor of the covariance of x_t given x_0
     signal: Coefficients  # the map x_0 -> E[x_t | x_0]
     noise_score: Coefficients  # the map from the last coordinates of a standard noise to those of minus the score
 
@@ -270,6 +270,46 @@ class System(NamedTuple):
     auxiliary: Matrix
 
 
+class Moments(NamedTuple):
+    """Of a level, in blocks: the map x_0 -> E[x_t | x_0], the covariance of x_t given x_0, that of the reference."""
+
+    signal: Matrix
+    noise: Matrix
+    total: Matrix
+
+
+class Steps:
+    """The steps of one grid: E, V and the canonical coordinates between them; equal ones are computed once."""
+
+    def __init__(self, process: LinearProcess):
+        self.process = process
+        self._flows: dict[str, tuple[Matrix, Matrix]] = {}
+        self._correlations: dict[str, Correlation] = {}
+
+    def between(self, s: float, t: float, total_s: Matrix, total_t: Matrix) -> tuple[Matrix, Matrix, Correlation]:
+        duration = float(self.process.elapsed(t)) - float(self.process.elapsed(s))
+        equal = f"{duration:.11e}"  # steps that are meant to be equal differ in their last digits
+        if equal not in self._flows:
+            self._flows[equal] = self.process.flow(duration)
+        decay, noise = self._flows[equal]
+        if total_s is total_t and equal in self._correlations:
+            return decay, noise, self._correlations[equal]
+        try:
+            noise_root = np.linalg.cholesky(noise)
+        except np.linalg.LinAlgError:
+            values = np.linalg.eigvalsh(noise)
+            raise ValueError(
+                f"the noise of a step from s = {s:.6g} to t = {t:.6g} has no density: the eigenvalues of its "
+                f"covariance go from {values.min():.3g} to {values.max():.3g}. Noise must reach every coordinate, "
+                "through the drift where not directly (the columns of G, A G, A^2 G, ... must span the space), and a "
+                "step must be long enough for it"
+            ) from None
+        found = correlate(root(total_s), decay, noise_root, root(total_t))
+        if total_s is total_t:
+            self._correlations[equal] = found
+        return decay, noise, found
+
+
 class LinearProcess(Process):
     """Base of linear SDEs. Subclasses are frozen dataclasses with a `system`."""
 
@@ -303,32 +343,23 @@ class LinearProcess(Process):
 
     def flow(self, duration: float) -> tuple[Matrix, Matrix]:
         """E and V of a step of this length in elapsed time, in blocks, float64."""
-        key = float(f"{duration:.12e}")  # equal steps of a grid differ in their last digits
-        if key not in self._flows:
-            self._flows[key] = transition_kernel(self.system.drift, self.system.noise_rate, key)
-        found: tuple[Matrix, Matrix] = self._flows[key]
-        return found
-
-    @cached_property
-    def _flows(self) -> dict[float, tuple[Matrix, Matrix]]:
-        return {}
+        return transition_kernel(self.system.drift, self.system.noise_rate, duration)
 
     @cached_property
     def stationary_covariance(self) -> Matrix | None:
         """Of the law that the process keeps, in blocks; None where there is none."""
         return stationary_covariance(self.system.drift, self.system.noise_rate)
 
-    def _moments(self, elapsed: float) -> tuple[Matrix, Matrix, Matrix]:
-        """The map x_0 -> E[x_t | x_0], the covariance of x_t given x_0, and that of the reference."""
-        system = self.system
+    def _moments(self, t: float) -> Moments:
+        system, elapsed = self.system, float(self.elapsed(t))
         k = system.data.shape[-1]
-        decay, noise = self.flow(elapsed) if elapsed > 0 else (np.eye(system.drift.shape[-1])[None], 0.0)
+        decay, noise = self.flow(elapsed) if elapsed > 0 else (np.eye(system.drift.shape[-1])[None], np.zeros(1))
         decay = np.broadcast_to(decay, system.drift.shape)
         noise = symmetric(noise + decay[..., k:] @ system.auxiliary @ np.swapaxes(decay[..., k:], -1, -2))
         signal = decay[..., :k]
-        if k == decay.shape[-1] and self._keeps_its_reference:
-            return signal, noise, system.data
-        return signal, noise, symmetric(signal @ system.data @ np.swapaxes(signal, -1, -2)) + noise
+        if not self.is_hybrid and self._keeps_its_reference:
+            return Moments(signal, noise, system.data)
+        return Moments(signal, noise, symmetric(signal @ system.data @ np.swapaxes(signal, -1, -2)) + noise)
 
     @cached_property
     def _keeps_its_reference(self) -> bool:
@@ -346,19 +377,18 @@ class LinearProcess(Process):
                 "compute the level outside jax.jit"
             )
         t = np.asarray(t, np.float64)
-        return _stacked([self._level_at(float(u)) for u in t.reshape(-1)], t.shape)
+        return _stacked([self._level_at(float(u), self._moments(float(u))) for u in t.reshape(-1)], t.shape)
 
-    def _level_at(self, t: float) -> LinearLevel:
-        elapsed = float(self.elapsed(t))
-        signal, noise, total = self._moments(elapsed)
-        noise_root = root(noise)
-        found = correlate(root(self.system.data), signal, noise_root, root(total))
+    def _level_at(self, t: float, moments: Moments) -> LinearLevel:
+        noise_root = root(moments.noise)
+        found = correlate(root(self.system.data), moments.signal, noise_root, root(moments.total))
         k = found.kappa.shape[-1]
         u = found.u[..., :k]
         with np.errstate(divide="ignore"):
             snr = 2 * np.log(found.kappa) - np.log(u)
         log_variance = np.linalg.slogdet(self.system.data)[1].mean() / k
-        noise_frame = _frame(noise_root)
+        # Without noise (t = 0) there is no inverse, and nobody may ask for it.
+        noise_frame = _frame(noise_root, None if self.elapsed(t) > 0 else np.full_like(noise_root, np.inf))
         return LinearLevel(
             t=np.float64(t),
             alpha=_coordinates(found.kappa),
@@ -367,7 +397,7 @@ class LinearProcess(Process):
             frame=_frame(found.target, found.target_inverse),
             data=_frame(found.source, found.source_inverse),
             noise=noise_frame,
-            signal=signal,
+            signal=moments.signal,
             noise_score=np.swapaxes(noise_frame.inverse[..., -k:, -k:], -1, -2),
         )
 
@@ -375,35 +405,30 @@ class LinearProcess(Process):
         if is_traced(s, t):
             self._level(s if is_traced(s) else t)
         s, t = np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(t, np.float64))
-        steps = [
-            self._transition_between(float(a), float(b)) for a, b in zip(s.reshape(-1), t.reshape(-1), strict=True)
-        ]
-        return _stacked(steps, s.shape)
+        pairs = [(float(a), float(b)) for a, b in zip(s.reshape(-1), t.reshape(-1), strict=True)]
+        moments = {u: self._moments(u) for u in {time for pair in pairs for time in pair}}
+        levels = {u: self._level_at(u, each) for u, each in moments.items()}
+        steps = Steps(self)
+        return _stacked([self._transition_between(a, b, moments, levels, steps) for a, b in pairs], s.shape)
 
-    def _transition_between(self, s: float, t: float) -> LinearTransition:
-        at_s, at_t = self._level_at(s), self._level_at(t)
-        start, end = float(self.elapsed(s)), float(self.elapsed(t))
-        decay, noise = self.flow(end - start)
-        _, _, total_s = self._moments(start)
-        signal_t, noise_t, total_t = self._moments(end)
-        found = self._correlation(s, t, decay, noise, total_s, total_t)
+    def _transition_between(
+        self, s: float, t: float, moments: dict[float, Moments], levels: dict[float, LinearLevel], steps: Steps
+    ) -> LinearTransition:
+        at_s, at_t = levels[s], levels[t]
+        decay, noise, found = steps.between(s, t, moments[s].total, moments[t].total)
         identity = np.eye(decay.shape[-1])
-        reference_shift = np.swapaxes(np.linalg.solve(total_t, decay @ total_s), -1, -2) - identity
-        # What D contributes to the mean of x_s is E^{-1} V noise_t^{-1} signal_t, without a difference of large terms;
-        # signal_t is T alpha in the coordinates of level t.
-        k = signal_t.shape[-1]
-        pull = np.linalg.solve(decay, noise @ np.linalg.solve(noise_t, at_t.frame.matrix[..., :k]))
+        reference_shift = np.swapaxes(np.linalg.solve(moments[t].total, decay @ moments[s].total), -1, -2) - identity
         alpha, sigma = (np.moveaxis(each[..., 0], 0, -1)[..., None, :] for each in (at_t.alpha, at_t.sigma))
-        gain = pull * alpha
+        pull = self._pull(decay, noise, moments[s], moments[t], at_t, alpha)
         share_root = found.source_inverse @ (pull * sigma) / np.sqrt(found.u)[..., :, None]
         weighted = share_root * alpha
         values, vectors = np.linalg.eigh(weighted @ np.swapaxes(weighted, -1, -2))
         return LinearTransition(
-            s=at_s,
-            t=at_t,
+            s=at_s._replace(noise=None, signal=None, noise_score=None, data=None),
+            t=at_t._replace(noise=None, signal=None),
             decay_shift=decay - identity,
             reference_shift=reference_shift,
-            gain=gain,
+            gain=pull * alpha,
             before=_frame(found.source, found.source_inverse),
             after=_frame(found.target, found.target_inverse),
             u=_coordinates(found.u),
@@ -412,20 +437,21 @@ class LinearProcess(Process):
             share_root=share_root,
         )
 
-    def _correlation(
-        self, s: float, t: float, decay: Matrix, noise: Matrix, total_s: Matrix, total_t: Matrix
-    ) -> Correlation:
-        try:
-            noise_root = np.linalg.cholesky(noise)
-        except np.linalg.LinAlgError:
-            values = np.linalg.eigvalsh(noise)
-            raise ValueError(
-                f"the noise of a step from s = {s:.6g} to t = {t:.6g} has no density: the eigenvalues of its "
-                f"covariance go from {values.min():.3g} to {values.max():.3g}. Noise must reach every coordinate, "
-                "through the drift where not directly (the columns of G, A G, A^2 G, ... must span the space), and a "
-                "step must be long enough for it"
-            ) from None
-        return correlate(root(total_s), decay, noise_root, root(total_t))
+    def _pull(
+        self, decay: Matrix, noise: Matrix, at_s: Moments, at_t: Moments, level: LinearLevel, alpha: Matrix
+    ) -> Matrix:
+        """What an excess of the denoiser, over alpha, contributes to the mean of x_s: (b, n, k).
+
+        G = E^{-1} V noise_t^{-1} signal_t = signal_s - noise_s E^T noise_t^{-1} signal_t, in the coordinates of clean
+        data, where signal_t is T alpha. The first form has no difference of large terms where a step is short, the
+        second no inverse of what has decayed where it is long.
+        """
+        frame = level.frame.matrix[..., : alpha.shape[-1]]
+        if np.linalg.cond(decay).max() < 1e6:
+            return np.linalg.solve(decay, noise @ np.linalg.solve(at_t.noise, frame))
+        back = at_s.noise @ np.swapaxes(decay, -1, -2) @ np.linalg.solve(at_t.noise, at_t.signal)
+        gain = (at_s.signal - back) @ level.data.matrix
+        return np.where(alpha > 0, gain / np.where(alpha > 0, alpha, 1), 0)
 
     # -- kernels ------------------------------------------------------------------------------------------------------
 
@@ -472,7 +498,7 @@ class LinearProcess(Process):
         t = np.asarray(t, np.float64)
         found = []
         for u in t.reshape(-1):
-            signal, _, total = self._moments(float(self.elapsed(u)))
+            signal, _, total = self._moments(float(u))
             found.append(np.linalg.svd(np.linalg.solve(root(total), signal @ root(self.system.data)), compute_uv=False))
         squares = np.minimum(np.asarray(found) ** 2, 1.0)
         return squares.reshape(*t.shape, *squares.shape[1:])
@@ -537,7 +563,6 @@ class LinearProcess(Process):
         for _ in range(40):
             middle = 0.5 * (low + high)
             low, high = (middle, high) if self.signal_fraction(middle) > fraction else (low, middle)
-        self._flows.clear()
         return float(f"{high:.4g}")
 
     def __eq__(self, other: object) -> bool:
@@ -690,12 +715,9 @@ def _check_beta(beta: Any) -> None:
 
 
 def _frame(matrix: Matrix, inverse: Matrix | None = None) -> Frame:
-    if inverse is None:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            singular = np.linalg.matrix_rank(matrix).min() < matrix.shape[-1]
-        # Without noise (t = 0) there is no inverse, and nobody may ask for it.
-        inverse = np.full_like(matrix, np.inf) if singular else np.linalg.inv(matrix)
-    return Frame(matrix, inverse, np.linalg.slogdet(matrix)[1].sum())
+    with np.errstate(divide="ignore"):
+        log_det = np.linalg.slogdet(matrix)[1].sum()
+    return Frame(matrix, np.linalg.inv(matrix) if inverse is None else inverse, log_det)
 
 
 def _coordinates(values: Matrix) -> Matrix:
