@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from .adapters import NnxCall, adapt
 from .covariance import Covariance, Evaluation, get_covariance
 from .kernels import Array, Kernel
-from .processes import Level, NoiseLevel, Process, Transition
-from .processes.gaussian import GaussianProcess
+from .processes import Level, LinearProcess, NoiseLevel, Process, Transition
+from .processes.gaussian import GaussianProcess, require_scalar
 from .processes.process import check_process
 from .transforms import Identity, Transform
 from .trials import check_output, check_prior, check_transform
@@ -103,6 +103,7 @@ class DiffusionModel:
                 f"states of {type(process).__name__} are tokens, which have no covariance and no coordinates to "
                 f"transform: leave covariance and transform as they are, got {covariance!r} and {transform!r}"
             )
+        self._check_euler()
         check_transform(self)
         check_output(self)
         check_prior(self)
@@ -161,8 +162,14 @@ class DiffusionModel:
         return model
 
     def with_covariance(self, covariance: str | Covariance) -> DiffusionModel:
-        """The same model with another reverse-kernel covariance."""
-        return self._replace(covariance=get_covariance(covariance))
+        """The same model with another reverse-kernel covariance.
+
+        Raises:
+          ValueError: for one that is none, or that the process has not.
+        """
+        model = self._replace(covariance=get_covariance(covariance))
+        model._check_euler()
+        return model
 
     # -- one example --------------------------------------------------------------------------------------------------
 
@@ -285,6 +292,10 @@ class DiffusionModel:
         return self.fn(self.params, x, times, conditions)
 
     # -- housekeeping -------------------------------------------------------------------------------------------------
+
+    def _check_euler(self) -> None:
+        if self.covariance.euler and isinstance(self.process, LinearProcess):
+            require_scalar(self.process, "covariance='euler', an Euler-Maruyama kernel,")
 
     def check_state(self, name: str, x: Any) -> None:
         """Raises ValueError where x is not one state."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closed_forms import GAUSSIAN, MIXTURE, PROCESSES, Mixture
+from closed_forms import GAUSSIAN, LINEAR, MIXTURE, PROCESSES, Mixture
 
 import rnejax as rj
 from rnejax.density import Noise
@@ -29,6 +29,8 @@ def assert_exact(process, num_steps, tolerance):
     model = GAUSSIAN.model(process, covariance="full")
     times = rj.time_grid(process, num_steps, "uniform")
     points = jnp.asarray([[0.7, -0.4, 0.2], [-0.5, 0.1, 1.4], [1.9, 0.3, -0.6]])
+    if len(model.shape) == 2:  # positions, with velocities of about the size that they start with
+        points = jnp.stack([points, 0.1 * points[:, ::-1]], axis=1)
     exact = truth(GAUSSIAN, process, points, times[0])
     given = rj.log_density(KEY, model, points, times, num_paths=2)
     np.testing.assert_allclose(given.per_path, np.stack([exact, exact], axis=1), atol=tolerance)
@@ -37,7 +39,7 @@ def assert_exact(process, num_steps, tolerance):
 
 TO_PURE_NOISE = [Cosine(data_std=0.6, t_max=1.0), RectifiedFlow(t_max=1.0)]  # where the Jacobian says nothing
 every_process = pytest.mark.parametrize(
-    "process", [*PROCESSES, *TO_PURE_NOISE], ids=lambda process: f"{type(process).__name__}-{process.t_max:g}"
+    "process", [*PROCESSES, *TO_PURE_NOISE, *LINEAR], ids=lambda process: f"{type(process).__name__}-{process.t_max:g}"
 )
 
 

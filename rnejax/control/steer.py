@@ -14,13 +14,13 @@ from ..checks import check_number, is_traced
 from ..density import check_times, to_user_log_density, warn_of_signal
 from ..kernels import Array
 from ..model import DiffusionModel
-from ..processes import GaussianProcess, Level, Process
-from ..processes.gaussian import drift_and_diffusion
+from ..processes import GaussianProcess, Level, LinearProcess, Process
+from ..processes.gaussian import drift_and_diffusion, require_scalar
 from ..smc import Resampling, diagnose, run
 from ..smc.faults import raise_on_fault
 from ..smc.weights import relative_error_of_mean
 from .problem import Particle, Steer, initial_law
-from .proposals import FeynmanKac, Proposal, get_proposal
+from .proposals import Drift, FeynmanKac, Proposal, get_proposal
 from .renoising import times_to_go_up_to
 from .steps import ControlStep, control_steps
 from .targets import Target, as_target
@@ -393,6 +393,11 @@ def choose_proposal(process: Process, proposal: Any) -> Proposal:
     chosen = get_token_proposal(proposal) if process.is_discrete else get_proposal(proposal)
     if getattr(chosen, "is_discrete", process.is_discrete) != process.is_discrete:
         raise ValueError(f"{chosen} is no proposal for states of {type(process).__name__}")
+    if isinstance(process, LinearProcess):
+        if isinstance(chosen, FeynmanKac):
+            require_scalar(process, "the proposal 'feynman_kac'")
+        if isinstance(chosen, Drift) and not chosen.matched:
+            require_scalar(process, "a proposal with matched=False")
     return chosen
 
 

@@ -198,7 +198,8 @@ class GaussianTransition(NamedTuple):
         return Gaussian(x_s, self.decay_shift * x_s + slope * x_s, rho * self.variance, subspace=self.subspace)
 
     def _tempered(self, exponent: Array) -> tuple[Array, Array]:
-        return tempered_slopes(exponent, self.variance / self.t.reference_variance)
+        v_s, v_t = self.s.reference_variance, self.t.reference_variance
+        return tempered_slopes(exponent, self.variance / v_t, self.decay * jnp.sqrt(v_s / v_t))
 
     # -- Euler-Maruyama kernels ----------------------------------------------------------------------------------
 
@@ -215,7 +216,7 @@ class GaussianTransition(NamedTuple):
         return Gaussian(x_s, self.duration * linear * x_s, self.duration * diffusion, subspace=self.subspace)
 
 
-def tempered_slopes(exponent: Array, u: Array) -> tuple[Array, Array]:
+def tempered_slopes(exponent: Array, u: Array, kappa: Array) -> tuple[Array, Array]:
     r"""A step of the path ref^bar, bar = ``exponent`` > 0, in coordinates where the reference has unit variance.
 
     There the reference's own step, down or up, is z -> kappa z + sqrt(u) eps with kappa^2 = 1 - u. That of its power,
@@ -223,10 +224,10 @@ def tempered_slopes(exponent: Array, u: Array) -> tuple[Array, Array]:
     directions alike, with rho = 1 or the largest that leaves a root (mathematics.md, section 4). Returned are rho and
     the *difference* of the two slopes, which vanishes for bar = 1:
 
-        sqrt(1 - bar rho u) - sqrt(1 - u) = u (1 - bar rho) / (sqrt(1 - bar rho u) + sqrt(1 - u)).
+        sqrt(1 - bar rho u) - kappa = u (1 - bar rho) / (sqrt(1 - bar rho u) + kappa).
     """
     rho = jnp.minimum(1.0, 1 / (exponent * u))
-    remaining = jnp.sqrt(jnp.maximum(0.0, 1 - exponent * rho * u)) + jnp.sqrt(jnp.maximum(0.0, 1 - u))
+    remaining = jnp.sqrt(jnp.maximum(0.0, 1 - exponent * rho * u)) + kappa
     # At alpha_t = 0 nothing of x_t remains for any exponent >= 1: numerator and denominator both vanish.
     gone = remaining == 0
     return rho, jnp.where(gone, 0.0, u * (1 - exponent * rho) / jnp.where(gone, 1.0, remaining))
@@ -414,6 +415,6 @@ def require_scalar(process: Process, what: str) -> GaussianProcess:
       ValueError: where it is not, and ``what`` does not exist for it.
     """
     if not isinstance(process, GaussianProcess):
-        kind = "a process of tokens" if process.is_discrete else "one whose noise and drift are matrices"
+        kind = "a process of tokens" if process.is_discrete else "a linear SDE, whose kernels are exact matrices"
         raise ValueError(f"{what} exists for scalar Gaussian processes only; {type(process).__name__} is {kind}")
     return process

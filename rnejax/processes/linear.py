@@ -197,7 +197,8 @@ class LinearTransition(NamedTuple):
     gain: Coefficients  # from an excess at t to the mean of x_s
     before: Frame
     after: Frame
-    u: Coefficients  # (n, b, 1)
+    kappa: Coefficients  # (n, b, 1)
+    u: Coefficients  # 1 - kappa^2
     share: Coefficients  # eigenvalues (n, b, 1) and ...
     share_basis: (
         Coefficients  # ... vectors (b, n, n) of that part of the reverse covariance that knowing x_0 would take away
@@ -234,13 +235,13 @@ class LinearTransition(NamedTuple):
 
     def tempered_reverse(self, x_t: Array, exponent: Array) -> Gaussian:
         """The step down of the reference's tempered path, ref^exponent (mathematics.md, section 4)."""
-        rho, slope = tempered_slopes(exponent, self.u)
+        rho, slope = tempered_slopes(exponent, self.u, self.kappa)
         moved = self.before.event(slope * self.after.coordinates(x_t), x_t.shape)
         return Gaussian(x_t, self._times(self.reference_shift, x_t) + moved, rho * self.u, frame=self.before)
 
     def tempered_forward(self, x_s: Array, exponent: Array) -> Gaussian:
         """The step up of the reference's tempered path; both are each other's reversal."""
-        rho, slope = tempered_slopes(exponent, self.u)
+        rho, slope = tempered_slopes(exponent, self.u, self.kappa)
         moved = self.after.event(slope * self.before.coordinates(x_s), x_s.shape)
         return Gaussian(x_s, self._times(self.decay_shift, x_s) + moved, rho * self.u, frame=self.after)
 
@@ -294,16 +295,7 @@ class Steps:
         decay, noise = self._flows[equal]
         if total_s is total_t and equal in self._correlations:
             return decay, noise, self._correlations[equal]
-        try:
-            noise_root = np.linalg.cholesky(noise)
-        except np.linalg.LinAlgError:
-            values = np.linalg.eigvalsh(noise)
-            raise ValueError(
-                f"the noise of a step from s = {s:.6g} to t = {t:.6g} has no density: the eigenvalues of its "
-                f"covariance go from {values.min():.3g} to {values.max():.3g}. Noise must reach every coordinate, "
-                "through the drift where not directly (the columns of G, A G, A^2 G, ... must span the space), and a "
-                "step must be long enough for it"
-            ) from None
+        noise_root = root_of_noise(noise, s, t)
         found = correlate(root(total_s), decay, noise_root, root(total_t))
         if total_s is total_t:
             self._correlations[equal] = found
@@ -380,7 +372,8 @@ class LinearProcess(Process):
         return _stacked([self._level_at(float(u), self._moments(float(u))) for u in t.reshape(-1)], t.shape)
 
     def _level_at(self, t: float, moments: Moments) -> LinearLevel:
-        noise_root = root(moments.noise)
+        has_noise = self.elapsed(t) > 0
+        noise_root = root_of_noise(moments.noise, 0.0, t) if has_noise else root(moments.noise)
         found = correlate(root(self.system.data), moments.signal, noise_root, root(moments.total))
         k = found.kappa.shape[-1]
         u = found.u[..., :k]
@@ -388,7 +381,7 @@ class LinearProcess(Process):
             snr = 2 * np.log(found.kappa) - np.log(u)
         log_variance = np.linalg.slogdet(self.system.data)[1].mean() / k
         # Without noise (t = 0) there is no inverse, and nobody may ask for it.
-        noise_frame = _frame(noise_root, None if self.elapsed(t) > 0 else np.full_like(noise_root, np.inf))
+        noise_frame = _frame(noise_root, None if has_noise else np.full_like(noise_root, np.inf))
         return LinearLevel(
             t=np.float64(t),
             alpha=_coordinates(found.kappa),
@@ -431,6 +424,7 @@ class LinearProcess(Process):
             gain=pull * alpha,
             before=_frame(found.source, found.source_inverse),
             after=_frame(found.target, found.target_inverse),
+            kappa=_coordinates(found.kappa),
             u=_coordinates(found.u),
             share=_coordinates(values),
             share_basis=vectors,
@@ -551,6 +545,12 @@ class LinearProcess(Process):
         self._check_range()
 
     def _forgetting_time(self, fraction: float = 1e-3, longest: float = 1e6) -> float:
+        slowest = float(np.linalg.eigvals(self.system.drift).real.min())
+        if slowest < 0:
+            raise ValueError(
+                f"{type(self).__name__} does not forget its data: the drift's eigenvalue of the smallest real part, "
+                f"{slowest:.3g}, makes a direction grow; say where noise ends, t_max=..."
+            )
         high = max(2 * self.t_min, 1e-3)
         while self.signal_fraction(high) > fraction:
             high *= 2
@@ -611,7 +611,7 @@ class LinearSDE(LinearProcess):
     def __post_init__(self) -> None:
         for name in ("drift", "diffusion", "data_covariance"):
             value = getattr(self, name)
-            if not isinstance(value, str):
+            if name != "data_covariance" or not isinstance(value, str):
                 object.__setattr__(self, name, _frozen(name, value))
         object.__setattr__(self, "beta", tuple(self.beta) if isinstance(self.beta, list) else self.beta)
         self._set_range()
@@ -671,6 +671,23 @@ def in_blocks(given: dict[str, np.ndarray]) -> dict[str, Matrix]:
         return np.diag(flat)[None] if dense else flat[:, None, None].copy()
 
     return {name: block(name, value) for name, value in given.items()}
+
+
+def root_of_noise(noise: Matrix, s: float, t: float) -> Matrix:
+    """The Cholesky factor of the covariance of x_t given x_s.
+
+    Raises:
+      ValueError: where noise does not reach every direction.
+    """
+    try:
+        return np.linalg.cholesky(noise)
+    except np.linalg.LinAlgError:
+        values = np.linalg.eigvalsh(noise)
+        raise ValueError(
+            f"the noise between s = {s:.6g} and t = {t:.6g} has no density: the eigenvalues of its covariance go from "
+            f"{values.min():.3g} to {values.max():.3g}. Noise must reach every coordinate, through the drift where not "
+            "directly (the columns of G, A G, A^2 G, ... must span the space), and a step must be long enough for it"
+        ) from None
 
 
 def stationary_covariance(drift: Matrix, noise_rate: Matrix) -> Matrix | None:
