@@ -21,7 +21,7 @@ import numpy as np
 
 from ..checks import check_number
 from ..kernels import Array, FullSpace, Gaussian, Subspace
-from .process import Process, host, namespace
+from .process import Moments, Process, host, namespace
 
 __all__ = [
     "GaussianProcess",
@@ -344,6 +344,12 @@ class GaussianProcess(Process):
         """The law of x_t given x_0: N(alpha_t x_0, sigma_t^2 I)."""
         level = self.level(t)
         return Gaussian(x0, (level.alpha - 1) * x0, level.sigma**2, subspace=self.subspace)
+
+    def moments(self, t: float) -> Moments:
+        """alpha, sigma^2 and the reference's variance, as blocks of one number."""
+        level = self._level(np.float64(t))
+        numbers = (level.alpha, level.sigma**2, level.reference_variance)
+        return Moments(*(np.full((1, 1, 1), float(number)) for number in numbers))
 
     def reference(self, t: Any, shape: tuple[int, ...] = ()) -> Gaussian:
         """The reference's marginal N(0, (alpha_t^2 data_std^2 + sigma_t^2) I). ``shape`` is needed for sampling."""

@@ -35,7 +35,7 @@ from ..kernels import Array, FullSpace, Gaussian, Subspace
 from ..linear import Frame, apply, num_entries, transposed
 from .gaussian import tempered_slopes
 from .matrix_kernels import Correlation, Matrix, correlate, root, symmetric, transition_kernel
-from .process import Process
+from .process import Moments, Process
 
 Coefficients = Any  # arrays in float64 on the host where they are made, in JAX's default type where they are used
 
@@ -271,14 +271,6 @@ class System(NamedTuple):
     auxiliary: Matrix
 
 
-class Moments(NamedTuple):
-    """Of a level, in blocks: the map x_0 -> E[x_t | x_0], the covariance of x_t given x_0, that of the reference."""
-
-    signal: Matrix
-    noise: Matrix
-    total: Matrix
-
-
 class Steps:
     """The steps of one grid: E, V and the canonical coordinates between them; equal ones are computed once."""
 
@@ -342,7 +334,8 @@ class LinearProcess(Process):
         """Of the law that the process keeps, in blocks; None where there is none."""
         return stationary_covariance(self.system.drift, self.system.noise_rate)
 
-    def _moments(self, t: float) -> Moments:
+    def moments(self, t: float) -> Moments:
+        """Of the noised state at time t, in blocks, float64 on the host."""
         system, elapsed = self.system, float(self.elapsed(t))
         k = system.data.shape[-1]
         decay, noise = self.flow(elapsed) if elapsed > 0 else (np.eye(system.drift.shape[-1])[None], np.zeros(1))
@@ -369,7 +362,7 @@ class LinearProcess(Process):
                 "compute the level outside jax.jit"
             )
         t = np.asarray(t, np.float64)
-        return _stacked([self._level_at(float(u), self._moments(float(u))) for u in t.reshape(-1)], t.shape)
+        return _stacked([self._level_at(float(u), self.moments(float(u))) for u in t.reshape(-1)], t.shape)
 
     def _level_at(self, t: float, moments: Moments) -> LinearLevel:
         has_noise = self.elapsed(t) > 0
@@ -399,7 +392,7 @@ class LinearProcess(Process):
             self._level(s if is_traced(s) else t)
         s, t = np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(t, np.float64))
         pairs = [(float(a), float(b)) for a, b in zip(s.reshape(-1), t.reshape(-1), strict=True)]
-        moments = {u: self._moments(u) for u in {time for pair in pairs for time in pair}}
+        moments = {u: self.moments(u) for u in {time for pair in pairs for time in pair}}
         levels = {u: self._level_at(u, each) for u, each in moments.items()}
         steps = Steps(self)
         return _stacked([self._transition_between(a, b, moments, levels, steps) for a, b in pairs], s.shape)
@@ -492,7 +485,7 @@ class LinearProcess(Process):
         t = np.asarray(t, np.float64)
         found = []
         for u in t.reshape(-1):
-            signal, _, total = self._moments(float(u))
+            signal, _, total = self.moments(float(u))
             found.append(np.linalg.svd(np.linalg.solve(root(total), signal @ root(self.system.data)), compute_uv=False))
         squares = np.minimum(np.asarray(found) ** 2, 1.0)
         return squares.reshape(*t.shape, *squares.shape[1:])

@@ -16,7 +16,7 @@ kernels     `Gaussian`                   `Categorical`
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,14 @@ class Transition(Protocol):
         ...
 
 
+class Moments(NamedTuple):
+    """Of a level, in blocks: the map x_0 -> E[x_t | x_0], the covariance of x_t given x_0, that of the reference."""
+
+    signal: np.ndarray
+    noise: np.ndarray
+    total: np.ndarray
+
+
 class Process:
     """Base class of all noising processes.
 
@@ -144,6 +152,14 @@ class Process:
 
     def _transition(self, s: Any, t: Any) -> Any:
         raise NotImplementedError
+
+    def moments(self, t: float) -> Moments:
+        """Of the noised state at time t, of numbers that diffuse; in float64 on the host.
+
+        Raises:
+          ValueError: for a process of tokens.
+        """
+        raise ValueError(f"states of {type(self).__name__} are tokens, which have no mean and no covariance")
 
     # -- times --------------------------------------------------------------------------------------------------------
 
