@@ -191,17 +191,23 @@ def log_density(
 # ---------------------------------------------------------------------------- the two walks, as Feynman-Kac problems
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["model", "top", "bottom"], meta_fields=["estimator"])
+@partial(jax.tree_util.register_dataclass, data_fields=["model", "top", "bottom", "start"], meta_fields=["estimator"])
 @dataclass(frozen=True)
 class Generate:
-    """From noise to data by the model's reverse kernels; never weighted."""
+    """From noise to data by the model's reverse kernels; never weighted. From given states at the first level, if any:
+    then the log-densities are relative to theirs.
+    """
 
     model: DiffusionModel
     top: Level
     bottom: Level
     estimator: str
+    start: Array | None = None
 
     def init(self, key: Array, num_particles: int) -> tuple[Walkers, Array]:
+        if self.start is not None:
+            zeros = jnp.zeros(num_particles, jnp.result_type(float))
+            return Walkers(self.start, CompensatedSum.of(zeros)), zeros
         prior = self.model.prior_at(self.top)
         x = jax.vmap(prior.sample)(jax.random.split(key, num_particles))
         start = jax.vmap(partial(prior_excess, prior, self.model, self.top))(x)

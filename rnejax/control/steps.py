@@ -38,7 +38,7 @@ def control_steps(
     exponents: np.ndarray,
     strengths: np.ndarray,
     evaluate_last: bool,
-    looks_ahead: bool,
+    looks_ahead: bool = False,
 ) -> ControlStep:
     """The n + 1 iterations of a grid with n steps, in order of execution.
 

@@ -90,6 +90,14 @@ class NoiseLevel(NamedTuple):
     def reference_score(self, x: Array) -> Array:
         return -x / self.reference_variance
 
+    def whiten(self, x: Array) -> Array:
+        """A state in coordinates, (m,), in which the noise of x_t given x_0 is standard."""
+        return x.reshape(-1) / self.sigma
+
+    def whiten_mean(self, x0: Array) -> Array:
+        """E[x_t | x_0] in these coordinates."""
+        return (self.alpha / self.sigma) * x0.reshape(-1)
+
     # -- training ----------------------------------------------------------------------------------------------------
 
     def noised(self, x0: Array, noise: Array) -> Array:

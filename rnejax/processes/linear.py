@@ -113,6 +113,14 @@ class LinearLevel(NamedTuple):
         pulled = (self.alpha / self.sigma**2) * excess
         return jnp.concatenate([pulled, jnp.zeros((size - len(pulled), *pulled.shape[1:]), pulled.dtype)])
 
+    def whiten(self, x: Array) -> Array:
+        """What of a state says something of x_0, in coordinates in which its noise is standard, (m,)."""
+        return (self.frame.coordinates(x)[: self.alpha.shape[-3]] / self.sigma).reshape(-1)
+
+    def whiten_mean(self, x0: Array) -> Array:
+        """E[x_t | x_0] in these coordinates."""
+        return ((self.alpha / self.sigma) * self.data.coordinates(x0)).reshape(-1)
+
     # -- training ----------------------------------------------------------------------------------------------------
 
     def noised(self, x0: Array, noise: Array) -> Array:

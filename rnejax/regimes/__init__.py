@@ -1,11 +1,18 @@
 """When a diffusion decides, and when it memorises: speciation, collapse and cloning, in theory and by experiment."""
 
+from .cloning import Cloning, cloning_probability, commitment_times
+from .empirical import empirical_model, nearest_point
 from .skew import optimal_skew, random_skew, rotation_skew
 from .theory import class_separation, collapse_time, same_class_probability, speciation_time
 
 __all__ = [
+    "Cloning",
     "class_separation",
+    "cloning_probability",
     "collapse_time",
+    "commitment_times",
+    "empirical_model",
+    "nearest_point",
     "optimal_skew",
     "random_skew",
     "rotation_skew",

@@ -189,7 +189,7 @@ def _last_crossing(
     low = process.t_min if process.t_min > 0 else 1e-6 * process.t_max
     high, end = process.t_max, process.domain[1]
     while criterion(high) > 0:
-        if not high < end or high > 1e6:
+        if not high < end or high > 64 * process.t_max:
             raise ValueError(
                 f"{what} is still {criterion(high) + level:.4g} > {level:.4g} at t = {high:.6g}, where "
                 f"{type(process).__name__} ends"
