@@ -387,6 +387,11 @@ class GaussianProcess(Process):
             )
         return np.exp(log_ratio / rho) if kind == "edm" else log_ratio
 
+    def log_snr(self, t: Any) -> Any:
+        """log(alpha^2 / sigma^2)."""
+        with np.errstate(divide="ignore"):
+            return 2.0 * (np.log(self.alpha(t)) - np.log(self.sigma(t)))
+
     def signal_fraction(self, t: Any) -> Any:
         """The fraction of the reference's variance that is signal, alpha_t^2 data_std^2 / V_t."""
         level = self._level(t)

@@ -362,6 +362,30 @@ class LinearProcess(Process):
 
     # -- levels and transitions ---------------------------------------------------------------------------------------
 
+    num_levels: ClassVar[int] = 512
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, LinearLevel]:
+        """The times, and the levels, that there are under jit: ``num_levels`` of them, even in the root of time."""
+        times = np.linspace(np.sqrt(self.t_min), np.sqrt(self.t_max), self.num_levels) ** 2
+        times[0], times[-1] = self.t_min, self.t_max
+        return times, self._level(times)
+
+    def snap_traced(self, t: Array) -> LinearLevel:
+        """The levels of the table that are nearest to times that are known only under jit, (n,)."""
+        times, table = self._table
+        root = jnp.sqrt(t)
+        low, high = (float(np.sqrt(end)) for end in (times[0], times[-1]))
+        index = jnp.clip(jnp.round((root - low) / (high - low) * (len(times) - 1)), 0, len(times) - 1).astype(int)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype)[index], table)
+
+    def training_levels(self, t: Any) -> LinearLevel:
+        return self.snap_traced(t) if is_traced(t) else self.level(t)
+
+    def log_snr(self, t: Any) -> Any:
+        times, table = self._table
+        return np.interp(np.sqrt(t), np.sqrt(times), table.log_snr)
+
     def _level(self, t: Any) -> LinearLevel:
         if is_traced(t):
             raise ValueError(

@@ -123,6 +123,10 @@ class Process:
         """The coefficients at time t (or at many times, stacked)."""
         return jax.tree.map(working_precision, self._level(host(t)))
 
+    def training_levels(self, t: Any) -> Any:
+        """Levels for training at random times (n,): at these, or at the nearest ones that there are under jit."""
+        return self.level(t)
+
     def transition(self, s: Any, t: Any) -> Any:
         """The step between s < t (or many steps, stacked).
 
@@ -205,6 +209,10 @@ class Process:
     def data_of(self, x: Array) -> Array:
         """The part of a state that is data: all of it, unless noise goes through coordinates of its own."""
         return x
+
+    def log_snr(self, t: Any) -> Any:
+        """log of the signal-to-noise ratio at times on the host, of numbers that diffuse: infinite at either end."""
+        raise NotImplementedError
 
     def check_shape(self, shape: tuple[int, ...] | None) -> tuple[int, ...]:
         """The shape of a state, if it is one; the process's own where it has one and none is given."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..processes.gaussian import require_scalar
 from .losses import drop_labels, score_matching_loss
 from .times import time_law
 
@@ -109,6 +110,7 @@ def denoising_evaluator(
         repeats: noise levels per example.
         batch_size: examples per network call.
     """
+    require_scalar(process, "a bound from denoising errors")
     law = time_law(process, log_snr_share=1.0)
 
     @jax.jit

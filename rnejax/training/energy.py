@@ -28,7 +28,7 @@ from ..covariance import Covariance
 from ..increments import ESTIMATORS, get_estimator, increment, reference_difference
 from ..kernels import Array, event_sum
 from ..model import DiffusionModel
-from ..processes.gaussian import drift_and_diffusion, reference
+from ..processes.gaussian import drift_and_diffusion, reference, require_scalar
 from .denoising import Prepare
 from .times import low_discrepancy_uniforms
 
@@ -185,6 +185,7 @@ def energy_loss(
       ValueError: for an unknown term, a weight that is not positive, none at all, a ratio below 1, a thinning that is
         no positive integer, or a bound that is not positive.
     """
+    require_scalar(process, "the loss of an energy")
     weights = _check_terms(weights)
     thin = {name: check_count(f"thinning of {name}", thinning.get(name, 1)) for name in TERMS}
     low, high = step_ratio

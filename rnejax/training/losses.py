@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..processes.gaussian import require_scalar
 from .times import low_discrepancy_uniforms
 
 QUANTITIES = ("x0", "epsilon", "score", "v", "velocity")
@@ -37,12 +38,13 @@ def score_matching_loss(
         x0: e    epsilon: -(alpha/sigma) e    score: (alpha/sigma^2) e    v: -(alpha^2/sigma + sigma) e
         velocity: (alpha' - sigma' alpha/sigma) e
 
-    so `weighting` is exact for every `prediction`. "epsilon" with log-SNR-uniform times is the likelihood's own
-    weighting; "v" also weighs the noisy end.
+    so `weighting` is exact for every `prediction` of a scalar process; of a linear SDE, where these factors are
+    matrices, it is the prediction itself. Times of a linear SDE are the nearest of the levels that it keeps under jit.
+    "epsilon" with log-SNR-uniform times is the likelihood's own weighting; "v" also weighs the noisy end.
 
     Args:
         key: a typed key; gives the times and the noise.
-        process: a scalar Gaussian process.
+        process: a process of numbers that diffuse.
         predict: the network, predict(x, t) or, if `condition` is given, predict(x, t, condition); on one example, or
             with `batched` on a batch.
         x0: data, shape (n, ...).
@@ -65,41 +67,33 @@ def score_matching_loss(
         ValueError: unknown quantity, or a prediction whose shape is not that of the data.
     """
     weighting = prediction if weighting is None else weighting
+    quantities = [each for each in QUANTITIES if each in process.predictions]
     for name, quantity in (("prediction", prediction), ("weighting", weighting)):
-        if quantity not in QUANTITIES:
-            raise ValueError(f"{name} must be one of {', '.join(QUANTITIES)}: got {quantity!r}")
+        if quantity not in quantities:
+            raise ValueError(f"{name} must be one of {', '.join(quantities)}: got {quantity!r}")
+    if weighting != prediction:
+        require_scalar(process, "a loss in another quantity than the one that is predicted")
     count = x0.shape[0]
     time_key, noise_key = jax.random.split(key)
     t = _draw_times(time_key, process, times, count)
     # The barrier keeps XLA from drawing the same noise anew wherever it is used.
-    noise = jax.lax.optimization_barrier(jax.random.normal(noise_key, x0.shape, x0.dtype))
+    shape = (count, *process.state_shape(x0.shape[1:]))
+    noise = jax.lax.optimization_barrier(jax.random.normal(noise_key, shape, x0.dtype))
     project, dimension = jax.vmap(process.subspace.project), process.subspace.dimension(x0.shape[1:])
     noise = project(noise)
-
-    def along(value: jax.Array) -> jax.Array:
-        return jnp.asarray(value, x0.dtype).reshape((count,) + (1,) * (x0.ndim - 1))
-
-    level = process.level(t)
-    alpha, sigma = along(level.alpha), along(level.sigma)
+    level = process.training_levels(t)
+    t = jnp.asarray(level.t, t.dtype)
     per_error: Any = 1.0
     if weighting != prediction:
         per_error = jnp.square(_per_denoising_error(level, weighting) / _per_denoising_error(level, prediction))
 
     def losses(noise: jax.Array) -> jax.Array:
-        arguments = (alpha * x0 + sigma * noise, t) + (() if condition is None else (condition,))
+        x = jax.vmap(lambda level, x0, noise: level.noised(x0, noise))(level, x0, noise).astype(x0.dtype)
+        arguments = (x, t) + (() if condition is None else (condition,))
         output = predict(*arguments) if batched else jax.vmap(predict)(*arguments)
         if output.shape != x0.shape:
             raise ValueError(f"the network's output must have the shape of the data {x0.shape}: got {output.shape}")
-        if prediction == "x0":
-            target = x0
-        elif prediction == "epsilon":
-            target = noise
-        elif prediction == "score":
-            target = -noise / sigma
-        elif prediction == "v":
-            target = alpha * noise - sigma * x0
-        else:
-            target = along(level.alpha_rate) * x0 + along(level.sigma_rate) * noise
+        target = jax.vmap(lambda level, x0, noise: level.target(prediction, x0, noise))(level, x0, noise)
         # What a network says off the subspace is not heard, in a model either.
         return jnp.sum(jnp.square(project(output - target)), axis=tuple(range(1, x0.ndim))) / dimension * per_error
 

@@ -41,7 +41,7 @@ def time_law(
     sliver of t. Uniform t, on the other hand, looks where images take shape.
 
     Args:
-        process: a scalar process with t_min, t_max, alpha(t) and sigma(t).
+        process: a process of numbers that diffuse.
         log_snr_share: probability of the second component, in [0, 1].
         log_snr_range: (lowest, highest) log-SNR of the second component; default, all of [t_min, t_max].
         num_nodes: nodes of the table; they are uniform in log-SNR and in t, half and half.
@@ -59,7 +59,7 @@ def time_law(
     fine[-1] = process.t_max
     fine = np.unique(np.concatenate([[process.t_min], fine, process.t_max - span * np.geomspace(1e-9, 1.0, 200_001)]))
     fine = fine[(fine >= process.t_min) & (fine <= process.t_max)]
-    log_snr = _log_snr(process, fine)
+    log_snr = process.log_snr(fine)
     finite = np.isfinite(log_snr)
     lowest, highest = float(log_snr[finite].min()), float(log_snr[finite].max())
     low, high = (lowest, highest) if log_snr_range is None else log_snr_range
@@ -75,8 +75,3 @@ def time_law(
     nodes = np.interp(np.linspace(0.0, 1.0, num_nodes), resolved, fine)
     cumulative = np.interp(nodes, fine, log_snr_share * by_log_snr + (1.0 - log_snr_share) * by_time)
     return TimeLaw(jnp.asarray(cumulative, jnp.float32), jnp.asarray(nodes, jnp.float32))
-
-
-def _log_snr(process: Any, t: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore"):
-        return 2.0 * (np.log(process.alpha(t)) - np.log(process.sigma(t)))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import GAUSSIAN, LINEAR
 
 import rnejax as rj
 from rnejax.training import drop_labels, score_matching_loss
@@ -245,3 +246,73 @@ class TestAntithetic:
         assert float(jnp.std(opposite)) < 0.1 * float(jnp.std(plain))
         error = float(jnp.std(plain)) / np.sqrt(200)
         assert abs(float(plain.mean() - opposite.mean())) < 4 * error
+
+
+# ----------------------------------------------------------------------------------------------------- linear SDEs
+
+
+@pytest.mark.parametrize("process", LINEAR, ids=lambda process: type(process).__name__)
+@pytest.mark.parametrize("prediction", ["x0", "score", "epsilon"])
+def test_a_perfect_network_for_a_linear_sde_is_where_the_loss_has_its_minimum(process, prediction):
+    # E[(prediction - target) f(x_t)] = 0 for every f: here the data's part of the state itself, and a constant.
+    n, t = 2000, float(process._table[0][250])
+    x0 = GAUSSIAN.sample(jax.random.key(1), n).astype(jnp.float32)
+    output = GAUSSIAN.output(process, prediction)
+
+    def losses(a):
+        def predict(x, _):
+            return output(x, t) + a[0] * process.data_of(x) + a[1]
+
+        times = jnp.full(n, t)
+        return score_matching_loss(jax.random.key(2), process, predict, x0, prediction=prediction, times=times)
+
+    gradients = np.asarray(jax.jit(jax.jacfwd(losses))(jnp.zeros(2)), np.float64)
+    z = gradients.mean(axis=0) / (gradients.std(axis=0) / np.sqrt(n))
+    assert np.abs(z).max() < 4
+    elsewhere = np.asarray(jax.jit(jax.jacfwd(losses))(jnp.asarray([0.2, 0.1])), np.float64).mean(axis=0)
+    assert np.all(elsewhere > 0)
+
+
+def test_the_loss_of_a_linear_sde_is_what_is_uncertain_of_x0():
+    process = next(each for each in LINEAR if isinstance(each, rj.processes.NonReversible))
+    x0 = GAUSSIAN.sample(jax.random.key(1), 4000).astype(jnp.float32)
+    t = float(process._table[0][300])
+    exact = float(jnp.trace(GAUSSIAN.posterior(process, jnp.zeros(3), t)[1])) / 3
+    output = GAUSSIAN.output(process, "x0")
+    predict = lambda x, _: output(x, t)  # noqa: E731
+    found = score_matching_loss(jax.random.key(2), process, predict, x0, prediction="x0", times=jnp.full(4000, t))
+    assert abs(found.mean() - exact) < 4 * found.std() / np.sqrt(4000)
+
+
+def test_under_jit_times_of_a_linear_sde_are_those_of_its_table():
+    process = next(iter(LINEAR))
+    seen = []
+
+    def predict(x, t):
+        jax.debug.callback(lambda t: seen.append(float(t)), t)
+        return x
+
+    @jax.jit
+    def losses(key, times):
+        return score_matching_loss(key, process, predict, jnp.zeros((2, 3)), prediction="x0", times=times)
+
+    wanted = jnp.asarray([0.111, 2.222])
+    losses(jax.random.key(0), wanted).block_until_ready()
+    jax.effects_barrier()
+    table = process._table[0]
+    spacing = np.diff(table).max()
+    for t, each in zip(sorted(seen), np.asarray(wanted), strict=True):
+        assert np.abs(table - t).min() < 1e-6
+        assert abs(t - each) <= 0.51 * spacing
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prediction": "x0", "weighting": "epsilon"}, "another quantity than the one that is predicted exists for"),
+        ({"prediction": "velocity"}, "prediction must be one of x0, epsilon, score: got 'velocity'"),
+    ],
+)
+def test_what_a_linear_sde_has_no_loss_for_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        score_matching_loss(jax.random.key(0), next(iter(LINEAR)), lambda x, t: x, jnp.zeros((2, 3)), **options)
