@@ -38,6 +38,8 @@ def apply(matrix: Array, event: Array) -> Array:
     view = blocks_of(event, b, j)
     if i == j == 1:
         return matrix[:, 0, :] * view
+    if b == 1 and view.shape[-1] == 1:
+        return jnp.matmul(matrix[0], view[:, 0, 0], precision=_EXACT)[:, None, None]
     if b == 1:
         return jnp.matmul(matrix[0], view[:, 0], precision=_EXACT)[:, None]
     return jnp.einsum("bij,jbm->ibm", matrix, view, precision=_EXACT)

@@ -423,6 +423,21 @@ class LinearProcess(Process):
         if is_traced(s, t):
             self._level(s if is_traced(s) else t)
         s, t = np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(t, np.float64))
+        # The last grid is kept: runs that follow one another mostly share it, and it may have taken half a minute.
+        wanted = s.shape, s.tobytes(), t.tobytes(), self.dtype
+        if wanted not in self._grids:
+            found = self._transitions_of(s, t)
+            if s.size < 2:
+                return found
+            self._grids.clear()
+            self._grids[wanted] = jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), found)
+        return self._grids[wanted]
+
+    @cached_property
+    def _grids(self) -> dict[Any, LinearTransition]:
+        return {}
+
+    def _transitions_of(self, s: np.ndarray, t: np.ndarray) -> LinearTransition:
         pairs = [(float(a), float(b)) for a, b in zip(s.reshape(-1), t.reshape(-1), strict=True)]
         moments = {u: self.moments(u) for u in {time for pair in pairs for time in pair}}
         levels = {u: self._level_at(u, each) for u, each in moments.items()}
