@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 
 from .kernels import Array, FullSpace, Subspace
-from .processes import NoiseLevel
+from .processes import LinearLevel, NoiseLevel
 
 
 class Evaluation(NamedTuple):
@@ -49,12 +49,12 @@ class Evaluation(NamedTuple):
     Attributes:
       excess: denoiser minus the reference's denoiser, (n, *shape).
       spread: eigenvalues of Cov[x_0 | x_t] / Cov_ref[x_0 | x_t] - 1: (n,), (n, *shape) or, with a basis, (n, d); of
-        a linear SDE (n,), a diagonal (n, k, b, m) or matrices (n, d, d).
+        a linear SDE (n,), a diagonal (n, k, b, m), matrices (n, d, d), or None for none.
       basis: eigenvectors (n, d, d), or None.
     """
 
     excess: Array
-    spread: Array
+    spread: Any
     basis: Array | None = None
 
 
@@ -84,7 +84,7 @@ class Reference:
     euler: bool = False
 
     def __call__(self, key: Array, excess_fn: ExcessFn, x: Array, level: NoiseLevel, subspace: Subspace) -> Evaluation:
-        return Evaluation(excess_fn(x), jnp.zeros(len(x), x.dtype))
+        return Evaluation(excess_fn(x), None if isinstance(level, LinearLevel) else jnp.zeros(len(x), x.dtype))
 
 
 @jax.tree_util.register_static

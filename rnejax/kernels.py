@@ -12,6 +12,7 @@ tokens, each for itself; `OneToken`: one of them).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -151,9 +152,10 @@ Subspace = FullSpace | CentreOfMassFree | LinearSubspace
 )
 @dataclass(frozen=True)
 class Gaussian:
-    r"""N(anchor + shift, L sqrt(variance) (I + M) sqrt(variance) L^T) on one event; without a frame, L = I.
+    r"""N(anchor + shift, variance (I + M)) on one event, possibly restricted to a linear subspace.
 
-    It may be restricted to a linear subspace, where there is no frame.
+    In a frame, with its matrix L and its drift H, on the whole space: N(anchor + H anchor + L shift,
+    L sqrt(variance) (I + M) sqrt(variance) L^T).
 
     ``M`` has eigenvalues ``excess`` > -1:
 
@@ -164,7 +166,7 @@ class Gaussian:
 
     Attributes:
       anchor: the part of the mean that all kernels of a transition share, event shape (or broadcastable to it).
-      shift: the rest of the mean.
+      shift: the rest of the mean; in a frame, in its coordinates, broadcastable to (k, b, m).
       variance: the base variance: a scalar, or, in a frame, one per coordinate, broadcastable to (k, b, m).
       excess: the relative excess of the covariance over the base.
       basis: eigenvectors of a dense covariance over the flattened event (or its flattened coordinates), else None.
@@ -182,7 +184,10 @@ class Gaussian:
 
     @property
     def mean(self) -> Array:
-        return self.anchor + self.shift
+        if self.frame is None:
+            return self.anchor + self.shift
+        shift = jnp.broadcast_to(self.shift, self.frame.view(self.anchor).shape)
+        return self.frame.moved(self.anchor) + self.frame.event(shift, self.anchor.shape)
 
     @property
     def is_isotropic(self) -> bool:
@@ -190,31 +195,43 @@ class Gaussian:
 
     def sample(self, key: Array) -> Array:
         """One draw, of the event's shape."""
-        mean = self.mean
+        mean = self.mean if self.frame is None else self.frame.moved(self.anchor)
         # The barrier keeps XLA from drawing the same noise anew in everything that is computed from the sample.
         noise = jax.lax.optimization_barrier(jax.random.normal(key, mean.shape, mean.dtype))
-        noise = self.subspace.project(noise)
-        if self.frame is not None:
-            noise = self.frame.view(noise)
+        noise = self.subspace.project(noise) if self.frame is None else self.frame.view(noise)
         moved = jnp.sqrt(self.variance) * self._map(noise, jnp.sqrt(1 + jnp.asarray(self.excess)))
-        return mean + (moved if self.frame is None else self.frame.event(moved, mean.shape))
+        return mean + (moved if self.frame is None else self.frame.event(self.shift + moved, mean.shape))
 
     def covariance_times(self, vector: Array) -> Array:
         """The covariance applied to a vector of the event's shape."""
         spectrum = 1 + jnp.asarray(self.excess)
         if self.frame is None:
             return self.variance * self._map(self.subspace.project(vector), spectrum)
-        std = jnp.sqrt(self.variance)
-        turned = std * apply(transposed(self.frame.matrix), vector)
-        return self.frame.event(std * self._map(turned, spectrum), jnp.shape(vector))
+        return self.frame.event(self.pull(vector), jnp.shape(vector))
+
+    def pull(self, vector: Array, trust: float = math.inf) -> Array:
+        """The covariance applied to a vector of the event's shape, as a change of ``shift``: an exponential tilt.
+
+        It is shortened until the KL divergence that it makes, vector . C vector / 2, is ``trust``, in nats.
+        """
+        if self.frame is None:
+            turned = vector
+            pulled = self.covariance_times(vector)
+        else:
+            std = jnp.sqrt(self.variance)
+            turned = apply(transposed(self.frame.matrix), vector)
+            pulled = std * self._map(std * turned, 1 + jnp.asarray(self.excess))
+        if not math.isfinite(trust):
+            return pulled
+        divergence = 0.5 * event_sum(turned * pulled)
+        return pulled * jnp.minimum(1.0, jnp.sqrt(trust / jnp.maximum(divergence, 1e-30)))
 
     def log_prob(self, x: Array) -> Array:
         """log N(x), in nats, as a scalar."""
-        residual = x - self.anchor - self.shift
         if self.frame is None:
-            z, variance, log_volume = residual, self.variance, jnp.zeros(())
+            z, variance, log_volume = x - self.anchor - self.shift, self.variance, jnp.zeros(())
         else:
-            z, variance = self.frame.coordinates(residual) / jnp.sqrt(self.variance), jnp.ones(())
+            z, variance = self._residual(x) / jnp.sqrt(self.variance), jnp.ones(())
             log_volume = 0.5 * event_sum(jnp.broadcast_to(jnp.log(self.variance), z.shape)) + self.frame.volume(z.size)
         z = self._rotate(z)
         quadratic = event_sum(z**2 / (1 + self.excess)) / variance
@@ -257,6 +274,14 @@ class Gaussian:
         log_det = self._sum_over_dimensions(jnp.log1p(e), dimension, normal=jnp.log1p(normal))
         return event_sum(quadratic) - 0.5 * log_det
 
+    def _residual(self, x: Array) -> Array:
+        """x - mean, in the coordinates of the frame."""
+        assert self.frame is not None
+        start = x - self.anchor
+        if self.frame.drift is not None:
+            start = start - apply(self.frame.drift, self.anchor).reshape(start.shape)
+        return self.frame.coordinates(start) - self.shift
+
     @property
     def _excess_in_normal_directions(self) -> Array | float:
         """What ``excess`` says of directions that the subspace has not: a dense M is zero there."""
@@ -273,8 +298,11 @@ class Gaussian:
             between = replace(self, excess=jnp.zeros(()), basis=None)
             return self.log_ratio(between, x) + between.log_ratio(other, x)
         std = jnp.sqrt(other.variance)
-        residual = self.frame.coordinates((x - self.anchor) - self.shift) / std
-        difference = self.frame.coordinates((self.anchor - other.anchor) + (self.shift - other.shift)) / std
+        residual = self._residual(x) / std
+        difference = jnp.broadcast_to(self.shift - other.shift, residual.shape) / std
+        if self.anchor is not other.anchor:
+            starts = self.frame.moved(self.anchor - other.anchor)
+            difference = difference + self.frame.coordinates(starts) / std
         excess = self.excess
         if not same_variance:
             change = (self.variance - other.variance) / other.variance

@@ -55,11 +55,13 @@ class Frame(NamedTuple):
     Attributes:
       matrix, inverse: maps, (b, k, k).
       log_det: log |det| of the matrix, summed over its blocks, a scalar.
+      drift: of the kernels of a step, the map from where they start to the change of the mean that all of them make.
     """
 
     matrix: Any  # arrays, of numpy where they are made
     inverse: Any
     log_det: Any
+    drift: Any = None
 
     def coordinates(self, event: Array) -> Array:
         """z, of shape (k, b, m)."""
@@ -68,6 +70,10 @@ class Frame(NamedTuple):
     def event(self, coordinates: Array, shape: tuple[int, ...]) -> Array:
         """x, of the event's shape."""
         return apply(self.matrix, coordinates).reshape(shape)
+
+    def moved(self, start: Array) -> Array:
+        """Where kernels that start from an event have their mean, but for what each of them adds."""
+        return start if self.drift is None else start + apply(self.drift, start).reshape(start.shape)
 
     def volume(self, size: int) -> Array:
         """log |dx / dz| of an event of so many entries."""

@@ -231,6 +231,11 @@ def _covariance(kind: str, table: Mapping[str, Any] | None) -> covariances.Covar
 def _prior_to_arrays(prior: Gaussian | None) -> dict[str, Any]:
     if prior is None:
         return {}
+    if prior.frame is not None:
+        raise ValueError(
+            "a prior in coordinates of its own, such as a marginal of a linear SDE, is not stored: leave the model "
+            "without one (the reference's is its default), and give it after loading, model.with_prior(...)"
+        )
     parts = {"mean": prior.mean, "variance": prior.variance, "excess": prior.excess, "basis": prior.basis}
     return {"prior": {name: jnp.asarray(part) for name, part in parts.items() if part is not None}}
 

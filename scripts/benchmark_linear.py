@@ -3,8 +3,9 @@
     python scripts/benchmark_linear.py [--dimension 256] [--steps 200] [--particles 1024]
 
 Prints tables in Markdown: seconds of host set-up and the memory of its coefficients, for uneven and even steps, and
-where there is no stationary law to start from; and seconds per step of `rnejax.sample`, best of several runs, with a
-network that costs nothing and with one of two hidden layers. One product is that of all particles with one d x d matrix.
+where there is no stationary law to start from; and milliseconds per step of `rnejax.sample`, best of several runs, with
+a network that costs nothing and with one of two hidden layers. One product is that of all particles with one d x d
+matrix.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def main() -> None:
     drifting = LinearSDE(np.diag(rates) + 0.3 * rng.normal(size=(d, d)) / np.sqrt(d), 1.0, t_max=5.0)
 
     print(f"| host set-up, d = {d}, {arguments.steps} steps | seconds | MB |\n|---|---|---|")
-    for name, process, kind in () and (
+    for name, process, kind in (
         ("non-reversible, uneven steps", stationary, "quadratic"),
         ("non-reversible, even steps", stationary, "uniform"),
         ("reference not stationary, uneven steps", drifting, "quadratic"),

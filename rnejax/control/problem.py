@@ -238,7 +238,7 @@ class Steer:
         evaluations = []
         for k, model in zip(jax.random.split(key, len(self.models)), self.models, strict=True):
             evaluations.append(model.evaluate(k, x, level, after=known))
-            known = evaluations[-1].spread
+            known = evaluations[-1].excess if evaluations[-1].spread is None else evaluations[-1].spread
         return tuple(evaluations)
 
     def _no_evaluations(self, x: Array) -> Evaluations:
@@ -304,6 +304,7 @@ class Steer:
     ) -> tuple[Array, Array]:
         """Log-weight of the step, and the increments of every model's log-density relative to the reference."""
         transition = step.transition
+        x_s = x_s if self.renoises else arrived.x  # one object, so that kernels that start from it know that they do
         at_t, at_s = self._left(step, left), self._arrived(step, arrived)
         ratio = ratio + self._reference_change(step, left, arrived.log_reference)
         if hasattr(self.proposal, "log_increment"):

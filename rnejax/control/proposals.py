@@ -12,7 +12,6 @@ c_b = (1 - 1/bar)/2, bar = sum_i beta_i, makes the weights of Gaussian data cons
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -173,10 +172,10 @@ class Drift:
         # A reward tilts the kernel: K exp(lambda r) has its mean moved by C lambda grad r.
         if at_t.rewards.size:
             slope_of_tilt = self.reward_coefficient * at_t.exact_gradient + 0.5 * at_t.gradient
-            law = replace(law, shift=law.shift + self._bounded(slope_of_tilt, law.covariance_times(slope_of_tilt)))
+            law = replace(law, shift=law.shift + law.pull(slope_of_tilt, self.trust))
         if self.transport is not None:
             field = self._transported(self.transport, transition, transition.t, at_t, exponent)
-            law = replace(law, shift=law.shift + transition.forward(at_t.x).covariance_times(field))
+            law = replace(law, shift=law.shift + transition.forward(at_t.x).pull(field))
         return law
 
     def forward(self, transition: GaussianTransition, at_s: Local, exponent: Array) -> Gaussian:
@@ -193,19 +192,10 @@ class Drift:
         drift = c_b * jnp.sum(jnp.stack([beta * score for beta, score in zip(at_s.exponents, scores, strict=True)]), 0)
         if self.transport is not None:
             drift = drift - self._transported(self.transport, transition, level, at_s, exponent)
-        law = replace(law, shift=law.shift + noising.covariance_times(drift))
+        law = replace(law, shift=law.shift + noising.pull(drift))
         if at_s.rewards.size:
-            slope_of_tilt = 0.5 * at_s.gradient
-            pull = self._bounded(slope_of_tilt, noising.covariance_times(slope_of_tilt))
-            law = replace(law, shift=law.shift + pull)
+            law = replace(law, shift=law.shift + noising.pull(0.5 * at_s.gradient, self.trust))
         return law
-
-    def _bounded(self, slope: Array, pull: Array) -> Array:
-        """The shift C slope of a kernel's mean, shortened until its KL divergence slope . C slope / 2 is ``trust``."""
-        if not math.isfinite(self.trust):
-            return pull
-        divergence = 0.5 * event_sum(slope * pull)
-        return pull * jnp.minimum(1.0, jnp.sqrt(self.trust / jnp.maximum(divergence, 1e-30)))
 
     @staticmethod
     def _transported(

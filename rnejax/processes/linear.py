@@ -200,11 +200,9 @@ class LinearTransition(NamedTuple):
 
     s: LinearLevel
     t: LinearLevel
-    decay_shift: Coefficients  # E - I
-    reference_shift: Coefficients  # V_s E^T V_t^{-1} - I
-    gain: Coefficients  # from an excess at t to the mean of x_s
-    before: Frame
-    after: Frame
+    gain: Coefficients  # from an excess at t to the mean of x_s in the coordinates of ``before``
+    before: Frame  # its drift is V_s E^T V_t^{-1} - I
+    after: Frame  # its drift is E - I
     kappa: Coefficients  # (n, b, 1)
     u: Coefficients  # 1 - kappa^2
     share: Coefficients  # eigenvalues (n, b, 1) and ...
@@ -217,19 +215,21 @@ class LinearTransition(NamedTuple):
 
     def forward(self, x_s: Array) -> Gaussian:
         """F(x_t | x_s)."""
-        return Gaussian(x_s, self._times(self.decay_shift, x_s), self.u, frame=self.after)
+        return Gaussian(x_s, jnp.zeros((), x_s.dtype), self.u, frame=self.after)
 
     def reference_reverse(self, x_t: Array) -> Gaussian:
         """The reference's reverse kernel K_ref(x_s | x_t), exact."""
-        return Gaussian(x_t, self._times(self.reference_shift, x_t), self.u, frame=self.before)
+        return Gaussian(x_t, jnp.zeros((), x_t.dtype), self.u, frame=self.before)
 
-    def reverse(self, x_t: Array, excess: Array, spread: Array | float = 0.0, basis: Array | None = None) -> Gaussian:
+    def reverse(self, x_t: Array, excess: Array, spread: Any = None, basis: Any = None) -> Gaussian:
         """K(x_s | x_t) for a denoiser with this excess, and a posterior covariance with this relative excess.
 
-        ``spread`` is C^{-1/2} (Cov[x_0 | x_t] - C) C^{-1/2}, C the reference's: a number, or, times alpha from both
-        sides (see `LinearLevel`), a diagonal or a matrix in the coordinates of clean data.
+        ``spread`` is C^{-1/2} (Cov[x_0 | x_t] - C) C^{-1/2}, C the reference's: None (zero), a number, or, times alpha
+        from both sides (see `LinearLevel`), a diagonal or a matrix in the coordinates of clean data.
         """
-        shift = self._times(self.reference_shift, x_t) + apply(self.gain, excess).reshape(x_t.shape)
+        shift = apply(self.gain, excess)
+        if spread is None:
+            return Gaussian(x_t, shift, self.u, frame=self.before)
         spread = jnp.asarray(spread)
         view = self.before.view(x_t).shape
         if spread.ndim == 0:
@@ -244,18 +244,12 @@ class LinearTransition(NamedTuple):
     def tempered_reverse(self, x_t: Array, exponent: Array) -> Gaussian:
         """The step down of the reference's tempered path, ref^exponent (mathematics.md, section 4)."""
         rho, slope = tempered_slopes(exponent, self.u, self.kappa)
-        moved = self.before.event(slope * self.after.coordinates(x_t), x_t.shape)
-        return Gaussian(x_t, self._times(self.reference_shift, x_t) + moved, rho * self.u, frame=self.before)
+        return Gaussian(x_t, slope * self.after.coordinates(x_t), rho * self.u, frame=self.before)
 
     def tempered_forward(self, x_s: Array, exponent: Array) -> Gaussian:
         """The step up of the reference's tempered path; both are each other's reversal."""
         rho, slope = tempered_slopes(exponent, self.u, self.kappa)
-        moved = self.after.event(slope * self.before.coordinates(x_s), x_s.shape)
-        return Gaussian(x_s, self._times(self.decay_shift, x_s) + moved, rho * self.u, frame=self.after)
-
-    @staticmethod
-    def _times(matrix: Array, x: Array) -> Array:
-        return apply(matrix, x).reshape(x.shape)
+        return Gaussian(x_s, slope * self.before.coordinates(x_s), rho * self.u, frame=self.after)
 
     def _share_of_flat_data(self, excess: Array) -> Array:
         """``share_root`` as a matrix between flattened coordinates."""
@@ -459,11 +453,9 @@ class LinearProcess(Process):
         return LinearTransition(
             s=at_s._replace(noise=None, signal=None, noise_score=None, data=None),
             t=at_t._replace(noise=None, signal=None),
-            decay_shift=decay - identity,
-            reference_shift=reference_shift,
-            gain=pull * alpha,
-            before=_frame(found.source, found.source_inverse),
-            after=_frame(found.target, found.target_inverse),
+            gain=found.source_inverse @ (pull * alpha),
+            before=_frame(found.source, found.source_inverse)._replace(drift=reference_shift),
+            after=_frame(found.target, found.target_inverse)._replace(drift=decay - identity),
             kappa=_coordinates(found.kappa),
             u=_coordinates(found.u),
             share=_coordinates(values),
@@ -494,7 +486,7 @@ class LinearProcess(Process):
         level = self.level(t)
         n, k = level.signal.shape[-2:]
         mean = apply(level.signal, x0).reshape(x0.shape if n == k else (n, *jnp.shape(x0)))
-        return Gaussian(mean, jnp.zeros_like(mean), jnp.ones((), mean.dtype), frame=level.noise)
+        return Gaussian(mean, jnp.zeros((), mean.dtype), jnp.ones((), mean.dtype), frame=level.noise)
 
     def reference(self, t: Any, shape: tuple[int, ...] = ()) -> Gaussian:
         """The reference's marginal at time t."""
@@ -503,7 +495,7 @@ class LinearProcess(Process):
     def reference_at(self, level: LinearLevel, shape: tuple[int, ...]) -> Gaussian:
         """The reference's marginal at a noise level."""
         zeros = jnp.zeros(shape, jnp.result_type(float))
-        return Gaussian(zeros, zeros, jnp.ones((), zeros.dtype), frame=level.frame)
+        return Gaussian(zeros, jnp.zeros((), zeros.dtype), jnp.ones((), zeros.dtype), frame=level.frame)
 
     # -- times --------------------------------------------------------------------------------------------------------
 
