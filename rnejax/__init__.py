@@ -40,6 +40,7 @@ __all__ = [
     "probability_flow_log_density",
     "processes",
     "product",
+    "regimes",
     "resample",
     "reweight",
     "sample",
@@ -56,7 +57,7 @@ __all__ = [
     "weighted_mean",
 ]
 
-_ON_DEMAND = ("networks", "plot", "systems", "training")  # what needs flax, optax, matplotlib or data
+_ON_DEMAND = ("networks", "plot", "regimes", "systems", "training")  # what needs flax, optax, matplotlib or data
 
 
 def __getattr__(name: str) -> Any:

@@ -9,6 +9,7 @@ in `rnejax.runs` turn them into the arguments of the library's functions.
 from .basics import Device, Grid, ModelRun, Run, Section
 from .molecules import MoleculeComparison
 from .reading import ConfigError, describe_keys, dump_config, find_config, load_config, parse_overrides, shipped_configs
+from .regimes import MixtureStudy, RegimesRun
 from .sections import DensityRun, ReferenceRun, SampleRun, SteerRun
 from .targets import (
     ClassReward,
@@ -36,6 +37,7 @@ __all__ = [
     "Guide",
     "InkReward",
     "LengthReward",
+    "MixtureStudy",
     "ModelRun",
     "MoleculeComparison",
     "MoleculeData",
@@ -43,6 +45,7 @@ __all__ = [
     "Product",
     "PromptReward",
     "ReferenceRun",
+    "RegimesRun",
     "Run",
     "SampleRun",
     "Section",

@@ -2,12 +2,14 @@
 
 from .cloning import Cloning, cloning_probability, commitment_times
 from .empirical import empirical_model, nearest_point
+from .picture import cloning_curves
 from .skew import optimal_skew, random_skew, rotation_skew
 from .theory import class_separation, collapse_time, same_class_probability, speciation_time
 
 __all__ = [
     "Cloning",
     "class_separation",
+    "cloning_curves",
     "cloning_probability",
     "collapse_time",
     "commitment_times",
