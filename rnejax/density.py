@@ -361,12 +361,14 @@ class SignalAtEndWarning(UserWarning):
 
 
 def warn_of_signal(model: DiffusionModel, times: np.ndarray, max_fraction: float = 0.1) -> None:
-    """Warn where the signal's share is above ``max_fraction`` at the last time of a model without a prior of its own.
+    """Warn where the grid is too coarse for the process, or where the signal's share is above ``max_fraction`` at the
+    last time of a model without a prior of its own.
 
     The share is alpha^2 data_std^2 / V_t of the reference's variance, or alpha_t of the tokens. The default prior is
     the reference there. It knows nothing of the data but their variance, or their vocabulary, and the larger the
     share that is signal, the more the law of the samples and their densities is the reference's.
     """
+    model.process.warn_of_grid(times)
     if model.has_prior:
         return
     last = times[-1]

@@ -3,7 +3,7 @@
 from .gaussian import GaussianProcess, GaussianTransition, NoiseLevel
 from .grids import time_grid
 from .langevin import CriticallyDamped, PhaseSpaceLangevin
-from .linear import LinearLevel, LinearProcess, LinearSDE, LinearTransition
+from .linear import CoarseGridWarning, LinearLevel, LinearProcess, LinearSDE, LinearTransition
 from .nonreversible import NonReversible
 from .process import Level, Process, Transition
 from .schedules import Cosine, DiscreteVariancePreserving, RectifiedFlow, VarianceExploding, VariancePreserving
@@ -13,6 +13,7 @@ from .tokens import AnyOrder, Masked, TokenProcess, Uniform
 __all__ = [
     "AnyOrder",
     "AnyOrderTransition",
+    "CoarseGridWarning",
     "Cosine",
     "CriticallyDamped",
     "DiscreteVariancePreserving",

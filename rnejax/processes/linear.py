@@ -20,6 +20,8 @@ al. 2022).
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
@@ -296,6 +298,10 @@ class Steps:
         return decay, noise, found
 
 
+class CoarseGridWarning(UserWarning):
+    """A grid whose steps are long against the rotation of a drift."""
+
+
 class LinearProcess(Process):
     """Base of linear SDEs. Subclasses are frozen dataclasses with a `system`."""
 
@@ -353,6 +359,34 @@ class LinearProcess(Process):
         """Whether the reference is the stationary law."""
         law, data = self.stationary_covariance, self.system.data
         return law is not None and law.shape == data.shape and bool(np.abs(law - data).max() <= 1e-12 * law.max())
+
+    @cached_property
+    def eigenvalues(self) -> np.ndarray:
+        """Of the drift A, ordered by real parts, complex; per unit of elapsed time, int beta dt."""
+        values = np.linalg.eigvals(self.system.drift).reshape(-1)
+        return values[np.argsort(values.real)]
+
+    def steps_needed(self, t_min: float | None = None, t_max: float | None = None, angle: float = 1.0) -> int:
+        """Steps, even in elapsed time, in none of which the fastest rotation turns by more than ``angle`` radians."""
+        start, end = (self.elapsed(t) for t in (t_min or self.t_min, t_max or self.t_max))
+        return max(1, math.ceil(float(np.abs(self.eigenvalues.imag).max() * (end - start)) / angle))
+
+    def warn_of_grid(self, times: np.ndarray, angle: float = 1.0) -> None:
+        """Warn (`CoarseGridWarning`) where the fastest rotation turns by more than ``angle`` radians in a step.
+
+        Kernels are exact whatever the step; what a network says of x_t is taken for the whole of it.
+        """
+        turns = float(np.abs(self.eigenvalues.imag).max()) * np.diff(self.elapsed(times))
+        if turns.max() > angle:
+            worst = int(turns.argmax())
+            warnings.warn(
+                f"the drift turns states by {turns[worst]:.3g} radians between t = {times[worst]:.6g} and "
+                f"{times[worst + 1]:.6g}, which is much for one step of a model that looks at its start only: "
+                f"{self.steps_needed(times[0], times[-1], angle)} steps that are even in elapsed time (kind='uniform' "
+                f"for a constant beta) would do, this grid has {len(times) - 1}",
+                CoarseGridWarning,
+                stacklevel=4,
+            )
 
     # -- levels and transitions ---------------------------------------------------------------------------------------
 
@@ -488,8 +522,8 @@ class LinearProcess(Process):
         mean = apply(level.signal, x0).reshape(x0.shape if n == k else (n, *jnp.shape(x0)))
         return Gaussian(mean, jnp.zeros((), mean.dtype), jnp.ones((), mean.dtype), frame=level.noise)
 
-    def reference(self, t: Any, shape: tuple[int, ...] = ()) -> Gaussian:
-        """The reference's marginal at time t."""
+    def reference(self, t: Any, shape: tuple[int, ...] | None = None) -> Gaussian:
+        """The reference's marginal at time t, on states of this shape; default: as many numbers as the drift has."""
         return self.reference_at(self.level(t), self.check_shape(shape))
 
     def reference_at(self, level: LinearLevel, shape: tuple[int, ...]) -> Gaussian:

@@ -6,7 +6,6 @@ A = (I + Q) U satisfies A U^{-1} + U^{-1} A^T = 2 I. What Q does is to carry slo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -86,12 +85,6 @@ class NonReversible(LinearProcess):
 
     # -- diagnostics --------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def eigenvalues(self) -> np.ndarray:
-        """Of the drift A = (I + Q) U, ordered by real parts, (d,) complex; per unit of elapsed time, int beta dt."""
-        values = np.linalg.eigvals(self.system.drift).reshape(-1)
-        return values[np.argsort(values.real)]
-
     @property
     def spectral_gap(self) -> float:
         """The smallest real part: the rate at which the slowest direction is forgotten, at most tr(U) / d."""
@@ -112,11 +105,6 @@ class NonReversible(LinearProcess):
     def stiffness(self) -> float:
         """|A| / spectral gap: how many of the shortest times the slowest direction takes."""
         return float(np.linalg.norm(self.system.drift, 2, axis=(-2, -1)).max() / self.spectral_gap)
-
-    def steps_needed(self, t_min: float | None = None, t_max: float | None = None, angle: float = 1.0) -> int:
-        """Steps, even in elapsed time, in none of which the fastest rotation turns by more than ``angle`` radians."""
-        start, end = (self.elapsed(t) for t in (t_min or self.t_min, t_max or self.t_max))
-        return max(1, math.ceil(float(np.abs(self.eigenvalues.imag).max() * (end - start)) / angle))
 
     def __repr__(self) -> str:
         kind = "reversible" if self.skew is None else f"|Q| = {np.linalg.norm(self.skew):.4g}"

@@ -175,6 +175,9 @@ class Process:
         """The increasing function of time in which the grid ``kind`` is uniform."""
         raise NotImplementedError
 
+    def warn_of_grid(self, times: np.ndarray) -> None:
+        """Warn where a grid is too coarse for the process itself; here, none is."""
+
     def snap(self, times: np.ndarray) -> np.ndarray:
         """The nearest grid of times at which the process is known; here, all times are."""
         return times

@@ -1,5 +1,7 @@
 """Linear SDEs: exact kernels, canonical coordinates, what is refused."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -337,3 +339,19 @@ def test_noise_that_does_not_reach_every_coordinate_has_no_density():
     process = LinearSDE(drift, np.diag([1.0, 1.0, 0.0]), t_max=3.0)
     with pytest.raises(ValueError, match=r"between s = 0 and t = 0.2 has no density: the eigenvalues .* from .* to"):
         process.level(0.2)
+
+
+def test_a_grid_too_coarse_for_the_rotation_is_warned_of_with_the_steps_that_would_do():
+    process = NonReversible(U, Q, t_max=2.0)
+    data = rj.systems.GaussianMixture([np.zeros(3)], 0.7)
+    model = data.model(process, "x0", prior=process.reference(2.0))
+    rate = np.abs(process.eigenvalues.imag).max()
+    with pytest.warns(rj.processes.CoarseGridWarning, match=rf"{process.steps_needed()} steps .* this grid has 2"):
+        rj.sample(jax.random.key(0), model, [process.t_min, 1.0, process.t_max], 2)
+    enough = np.linspace(process.t_min, process.t_max, process.steps_needed() + 1)
+    assert np.all(np.diff(enough) * rate <= 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", rj.processes.CoarseGridWarning)
+        rj.sample(jax.random.key(0), model, enough, 2)
+        still = NonReversible(U, t_max=2.0)
+        rj.sample(jax.random.key(0), data.model(still, "x0", prior=still.reference(2.0)), [1e-3, 2.0], 2)
