@@ -23,8 +23,12 @@ from .transforms import Affine, Identity
 PROCESSES = (
     "AnyOrder",
     "Cosine",
+    "CriticallyDamped",
     "DiscreteVariancePreserving",
+    "LinearSDE",
     "Masked",
+    "NonReversible",
+    "PhaseSpaceLangevin",
     "RectifiedFlow",
     "Uniform",
     "VarianceExploding",
@@ -285,6 +289,11 @@ def _process_to_json(process: Any) -> dict[str, Any]:
         if callable(process.schedule):
             raise ValueError("a schedule that is a function has no form in a file: use the name of one")
         return {"name": name, "arguments": arguments}
+    if isinstance(process, processes.LinearProcess):
+        if callable(process.beta):
+            raise ValueError("a process whose beta is a function cannot be saved: give a number or a pair")
+        plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in arguments.items()}
+        return {"name": name, "arguments": plain}
     subspace = arguments.pop("subspace")
     if isinstance(subspace, LinearSubspace):
         arguments["subspace"] = {"name": "LinearSubspace", "basis": subspace.basis.tolist()}
@@ -298,7 +307,7 @@ def _process_from_json(path: Path, described: Mapping[str, Any]) -> Any:
     if described["name"] not in PROCESSES:
         raise CheckpointError(f"{path} was made for a process that this version does not have: {described['name']!r}")
     family = getattr(processes, described["name"])
-    if family.is_discrete:
+    if family.is_discrete or issubclass(family, processes.LinearProcess):
         return family(**arguments)
     subspace = arguments.pop("subspace")
     if subspace["name"] == "LinearSubspace":

@@ -18,6 +18,9 @@ PROCESSES = [
     rj.processes.RectifiedFlow(t_min=0.01),
     rj.processes.VarianceExploding(sigma_min=0.01, sigma_max=5.0, subspace=CentreOfMassFree()),
     rj.processes.DiscreteVariancePreserving(np.linspace(1e-4, 0.02, 10)),
+    rj.processes.LinearSDE(0.7, np.eye(4) + 0.3 * np.eye(4, k=1), t_max=3.0, beta=(0.1, 2.0)),
+    rj.processes.NonReversible(np.arange(1.0, 5.0), rj.regimes.random_skew(0, 4, 1.0), data_covariance=0.5),
+    rj.processes.PhaseSpaceLangevin(friction=0.3),
 ]
 
 
@@ -25,15 +28,22 @@ def linear(params, x, t, condition):
     return params["scale"] * x + condition
 
 
+def of_positions(params, x, t, condition):
+    return linear(params, x[0], t, condition)
+
+
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
 def test_every_process_and_part_of_a_model_survives_its_file(tmp_path, process):
     table = Analytic(jnp.asarray([-1.0, 0.0, 2.0]), jnp.asarray([0.9, 0.5, 0.1]))
+    function = linear if process.prediction_shape((4, 3)) == (4, 3) else of_positions
+    shape = (4, 3) if function is linear else (2, 3)
     model = rj.DiffusionModel(
-        process, linear, "x0", table, (4, 3),
+        process, function, "x0", table, shape,
         params={"scale": jnp.float32(0.3)}, condition=jnp.float32(0.1), noise_level="log_snr", transform=Affine(2.0),
     )  # fmt: skip
     rj.save_model(tmp_path / "model.safetensors", model)
-    loaded = rj.load_model(tmp_path / "model.safetensors", fn=linear)
+    loaded = rj.load_model(tmp_path / "model.safetensors", fn=function)
+    assert loaded.process == process
     assert jax.tree.structure(loaded) == jax.tree.structure(model)
     for before, after in zip(jax.tree.leaves(model), jax.tree.leaves(loaded), strict=True):
         np.testing.assert_array_equal(before, after)
