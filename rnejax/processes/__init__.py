@@ -3,7 +3,8 @@
 from .gaussian import GaussianProcess, GaussianTransition, NoiseLevel
 from .grids import time_grid
 from .langevin import CriticallyDamped, PhaseSpaceLangevin
-from .linear import CoarseGridWarning, LinearLevel, LinearProcess, LinearSDE, LinearTransition
+from .linear import CoarseGridWarning, LinearProcess, LinearSDE
+from .linear_steps import LinearLevel, LinearTransition
 from .nonreversible import NonReversible
 from .process import Level, Process, Transition
 from .schedules import Cosine, DiscreteVariancePreserving, RectifiedFlow, VarianceExploding, VariancePreserving

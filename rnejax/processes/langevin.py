@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from ..checks import check_number
-from .linear import LinearProcess, System
+from .linear import LinearProcess
+from .linear_system import System
 
 
 @jax.tree_util.register_static

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .linear import LinearProcess, System, _frozen, _positive
+from .linear import LinearProcess
+from .linear_system import System, as_numbers, check_covariance
 
 
 @jax.tree_util.register_static
@@ -41,18 +42,18 @@ class NonReversible(LinearProcess):
     beta: Any = 1.0
 
     def __post_init__(self) -> None:
-        precision = _frozen("precision", self.precision)
+        precision = as_numbers("precision", self.precision)
         if precision.ndim not in (1, 2) or precision.shape[0] != precision.shape[-1]:
             raise ValueError(f"precision must be a square matrix or its diagonal, got shape {precision.shape}")
         size = len(precision)
         matrix = np.diag(precision) if precision.ndim == 1 else precision
-        _positive("precision", matrix[None])
+        check_covariance("precision", matrix[None])
         object.__setattr__(self, "precision", precision)
         if self.skew is not None:
             object.__setattr__(self, "skew", check_skew(self.skew, size))
         covariance = self.data_covariance
         if not isinstance(covariance, str):
-            covariance = _frozen("data_covariance", covariance)
+            covariance = as_numbers("data_covariance", covariance)
             if covariance.ndim > 0 and covariance.shape not in ((size,), (size, size)):
                 raise ValueError(f"data_covariance must be a number, {(size,)} or {(size, size)}: {covariance.shape}")
             object.__setattr__(self, "data_covariance", covariance)
@@ -79,7 +80,7 @@ class NonReversible(LinearProcess):
                 data = np.diag(np.broadcast_to(covariance, len(precision)))[None]
             else:
                 data = covariance[None]
-        data = _positive("data_covariance", data)
+        data = check_covariance("data_covariance", data)
         noise_rate = np.broadcast_to(2 * np.eye(drift.shape[-1]), drift.shape).copy()
         return System(drift, noise_rate, data, np.zeros((len(drift), 0, 0)))
 
@@ -113,7 +114,7 @@ class NonReversible(LinearProcess):
 
 def check_skew(skew: Any, size: int) -> np.ndarray:
     """The matrix, if it is skew-symmetric and of this size; else ValueError."""
-    matrix = _frozen("skew", skew)
+    matrix = as_numbers("skew", skew)
     if matrix.shape != (size, size):
         raise ValueError(f"sizes differ: precision {size}, skew {matrix.shape}")
     violation = float(np.abs(matrix + matrix.T).max())

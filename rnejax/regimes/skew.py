@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_number
-from ..processes.linear import _frozen, _positive
+from ..processes.linear_system import as_numbers, check_covariance
 
 
 def optimal_skew(precision: Any, basis: Any = None, values: Any = None) -> np.ndarray:
@@ -46,7 +46,7 @@ def optimal_skew(precision: Any, basis: Any = None, values: Any = None) -> np.nd
     if basis is None:
         columns = vectors @ _equalising_rotations(rates)
     else:
-        columns = _frozen("basis", basis)
+        columns = as_numbers("basis", basis)
         if columns.shape != matrix.shape:
             raise ValueError(f"sizes differ: precision {size}, basis {columns.shape}")
         defect = float(np.abs(columns.T @ columns - np.eye(size)).max())
@@ -58,7 +58,7 @@ def optimal_skew(precision: Any, basis: Any = None, values: Any = None) -> np.nd
         raise ValueError(
             f"basis must make all v . U v equal tr(U) / d = {mean:.6g}: the largest difference is {uneven:.3g}"
         )
-    weights = np.arange(1.0, size + 1) if values is None else _frozen("values", values)
+    weights = np.arange(1.0, size + 1) if values is None else as_numbers("values", values)
     if weights.shape != (size,):
         raise ValueError(f"sizes differ: precision {size}, values {weights.shape}")
     if not weights.min() > 0 or len(np.unique(weights)) < size:
@@ -106,11 +106,11 @@ def rotation_skew(precision: Any, strength: float) -> np.ndarray:
 
 
 def _precision(precision: Any) -> np.ndarray:
-    matrix = _frozen("precision", precision)
+    matrix = as_numbers("precision", precision)
     matrix = np.diag(matrix) if matrix.ndim == 1 else matrix
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"precision must be a square matrix or its diagonal, got shape {matrix.shape}")
-    found: np.ndarray = _positive("precision", matrix[None])[0]
+    found: np.ndarray = check_covariance("precision", matrix[None])[0]
     return found
 
 

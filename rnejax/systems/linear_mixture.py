@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from ..kernels import Array
-from ..processes.linear import LinearLevel
+from ..processes import LinearLevel
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["level", "means", "covariances", "log_weights"], meta_fields=[])
