@@ -11,8 +11,7 @@ from rnejax.processes import NonReversible
 from rnejax.regimes import speciation_time
 
 SMALL = """
-data: {kind: mixture, dimension: 4, ratio: 4.0, directions: [slowest, uniform]}
-skews: [none, rotation, optimal]
+data: {kind: mixture, dimension: 4, ratio: 4.0, directions: [slowest, uniform], skews: [none, rotation, optimal]}
 grid: {num_steps: 12, t_max: 6.0}
 num_pairs: 40
 num_times: 3
@@ -50,10 +49,10 @@ def test_a_study_records_theory_beside_experiment(tmp_path):
     ("override", "words"),
     [
         (["--data.dimension", "1"], "data.dimension = 1: input should be greater than or equal to 2"),
-        (["--skews", "[swirl]"], "skews"),
+        (["--data.skews", "[swirl]"], "data.skews"),
         (["--num_points", "[1]"], "num_points"),
-        (["--grid.t_max", "0.0001"], "skews: none: NonReversible needs 0 <= t_min < t_max"),
-        (["--strength", "-1"], "strength"),
+        (["--grid.t_max", "0.0001"], "data.skews: none: NonReversible needs 0 <= t_min < t_max"),
+        (["--data.strength", "-1"], "data.strength"),
     ],
 )
 def test_what_is_no_study_is_refused_by_its_key(tmp_path, capsys, override, words):

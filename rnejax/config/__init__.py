@@ -9,7 +9,7 @@ in `rnejax.runs` turn them into the arguments of the library's functions.
 from .basics import Device, Grid, ModelRun, Run, Section
 from .molecules import MoleculeComparison
 from .reading import ConfigError, describe_keys, dump_config, find_config, load_config, parse_overrides, shipped_configs
-from .regimes import MixtureStudy, RegimesRun
+from .regimes import MixtureStudy, ModelStudy, RegimesRun
 from .sections import DensityRun, ReferenceRun, SampleRun, SteerRun
 from .targets import (
     ClassReward,
@@ -39,6 +39,7 @@ __all__ = [
     "LengthReward",
     "MixtureStudy",
     "ModelRun",
+    "ModelStudy",
     "MoleculeComparison",
     "MoleculeData",
     "Plain",

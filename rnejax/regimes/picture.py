@@ -20,6 +20,7 @@ def cloning_curves(
     theory: Mapping[str, Mapping[str, tuple[Any, Any]]] | None = None,
     *,
     level: float | None = float(same_class_probability(1.0)),
+    marks: Mapping[str, float] | None = None,
     xlabel: str = "time of cloning t",
     ylabel: str = "clones that end alike",
     title: str = "",
@@ -30,6 +31,7 @@ def cloning_curves(
       panels: results of `cloning_probability` by process, by panel.
       theory: times and probabilities for the lines, by the same names.
       level: where a dashed line is drawn; default: that of speciation, s_t = 1. None for none.
+      marks: times that are marked by name, in every panel.
     """
     figure = _figure(3.1 * len(panels) + 1.6, 3.2)
     axes = list(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)))
@@ -47,6 +49,9 @@ def cloning_curves(
             if theory is not None and name in theory.get(panel, {}):
                 times, values = theory[panel][name]
                 ax.plot(times, values, color=colours[name], linewidth=1.2)
+        for name, time in (marks or {}).items():
+            ax.axvline(time, color=MUTED, linewidth=0.8, linestyle=":")
+            ax.text(time, 1.02, name, transform=ax.get_xaxis_transform(), ha="center", fontsize=8, color=INK)
         ax.set(xlabel=xlabel, xscale="log")
         ax.set_title(panel, fontsize=9, color=INK)
     axes[0].set_ylabel(ylabel)

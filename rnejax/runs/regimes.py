@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,26 +12,33 @@ import numpy as np
 import rnejax as rj
 
 from .. import regimes
-from ..config import ConfigError, RegimesRun
+from ..config import ConfigError, MixtureStudy, ModelStudy, RegimesRun
 from ..regimes.picture import cloning_curves
-from .build import make_times
+from .build import load_classifier, load_named, load_points, make_times
 from .folder import Output, require_pictures
 
 
 def run(config: RegimesRun, output: Output) -> None:
-    """Two Gaussian classes under every circulation: speciation and collapse in theory, and phi(t) by cloning."""
-    study = config.data
+    """Speciation and collapse in theory, and phi(t) by cloning."""
+    require_pictures()
+    if isinstance(config.data, MixtureStudy):
+        run_mixture(config, config.data, output)
+    else:
+        run_model(config, config.data, output)
+
+
+def run_mixture(config: RegimesRun, study: MixtureStudy, output: Output) -> None:
+    """Two Gaussian classes under every circulation."""
     rates = study.ratio ** (np.arange(study.dimension) / (study.dimension - 1))
     rates *= study.dimension / rates.sum()
     processes = {}
-    for name in config.skews:
+    for name in study.skews:
         try:
-            skew = make_skew(name, rates, config)
+            skew = make_skew(name, rates, study, config.seed)
             processes[name] = rj.processes.NonReversible(rates, skew, study.variance, t_max=config.grid.t_max)
         except ValueError as error:
-            raise ConfigError(f"skews: {name}: {error}") from error
+            raise ConfigError(f"data.skews: {name}: {error}") from error
     grids = {name: make_times(config.grid, process) for name, process in processes.items()}
-    require_pictures()
     folder = output.open()
 
     results: dict[str, dict[str, regimes.Cloning]] = {}
@@ -39,7 +47,7 @@ def run(config: RegimesRun, output: Output) -> None:
     arrays: dict[str, Any] = {"precision": rates}
     with folder.timed():
         for name, process in processes.items():
-            metrics[name] = describe(process, rates, config)
+            metrics[name] = describe(process, rates, study, config.num_points)
         for i, direction in enumerate(study.directions):
             mean = class_mean(direction, study.dimension)
             mixture = rj.systems.GaussianMixture([mean, -mean], study.variance**0.5)
@@ -48,7 +56,7 @@ def run(config: RegimesRun, output: Output) -> None:
                 key_data, key_clones = jax.random.split(key)
                 found = regimes.cloning_probability(
                     key_clones,
-                    mixture.model(process, "x0", config.covariance),
+                    mixture.model(process, "x0", config.covariance or "reference"),
                     grids[name],
                     Side(mean),
                     num_pairs=config.num_pairs,
@@ -69,14 +77,65 @@ def run(config: RegimesRun, output: Output) -> None:
     folder.picture("cloning.png", cloning_curves(results, lines))
 
 
-def make_skew(name: str, rates: np.ndarray, config: RegimesRun) -> np.ndarray | None:
+def run_model(config: RegimesRun, study: ModelStudy, output: Output) -> None:
+    """A model as it is, whose classes a classifier tells apart; theory from the covariance of its data."""
+    model = load_named(study.model)
+    if config.covariance is not None:
+        model = model.with_covariance(config.covariance)
+    times = make_times(config.grid, model.process)
+    label = Classified(load_classifier(study.classifier))
+    key_points, key_clones = jax.random.split(jax.random.key(config.seed))
+    points, _ = load_points(key_points, study.points, None, model)
+    folder = output.open()
+    flat = np.asarray(points, np.float64).reshape(len(points), -1)
+    covariance = np.cov(flat.T) + 1e-9 * np.eye(flat.shape[1])
+    with folder.timed():
+        found = regimes.cloning_probability(
+            key_clones,
+            model,
+            times,
+            label,
+            num_pairs=config.num_pairs,
+            num_times=config.num_times,
+            data=points if study.start == "points" else None,
+            confidence=config.confidence,
+            chunk_size=config.chunk_size,
+        )
+    speciation = regimes.speciation_time(model.process, data_covariance=covariance)
+    collapse = {str(n): regimes.collapse_time(model.process, n, covariance) for n in (len(points), *config.num_points)}
+    shares = np.bincount(np.asarray(jax.lax.map(label, points, batch_size=500))) / len(points)
+    chance = float((shares**2).sum())
+    folder.record(
+        speciation_time=speciation,
+        collapse_time=collapse,
+        chance=chance,
+        half_way=found.time_at(0.5 * (1 + chance)),
+        probability=[{"t": t, "phi": p} for t, p in zip(found.time, found.probability, strict=True)],
+        num_pairs=config.num_pairs,
+    )
+    folder.arrays("samples.npz", **{part: getattr(found, part) for part in ("time", "probability", "lower", "upper")})
+    marks = {"$t_S$": speciation, "$t_C$": collapse[str(len(points))]}
+    folder.picture("cloning.png", cloning_curves({study.model: {"clones": found}}, level=chance, marks=marks))
+
+
+class Classified:
+    """The class that a classifier finds most probable."""
+
+    def __init__(self, log_probabilities: Any):
+        self.log_probabilities = log_probabilities
+
+    def __call__(self, x: Any) -> Any:
+        return jnp.argmax(self.log_probabilities(x))
+
+
+def make_skew(name: str, rates: np.ndarray, study: MixtureStudy, seed: int) -> np.ndarray | None:
     """A circulation by name."""
     if name == "none":
         return None
     if name == "random":
-        return regimes.random_skew(config.seed, len(rates), config.strength)
+        return regimes.random_skew(seed, len(rates), study.strength)
     if name == "rotation":
-        return regimes.rotation_skew(rates, config.strength)
+        return regimes.rotation_skew(rates, study.strength)
     return regimes.optimal_skew(rates)
 
 
@@ -97,9 +156,11 @@ class Side:
         return self.mean @ x > 0
 
 
-def describe(process: rj.processes.NonReversible, rates: np.ndarray, config: RegimesRun) -> dict[str, Any]:
+def describe(
+    process: rj.processes.NonReversible, rates: np.ndarray, study: MixtureStudy, num_points: Sequence[int]
+) -> dict[str, Any]:
     """What the circulation is like, and when a training set is memorised."""
-    covariances = {"classes": config.data.variance, "stationary": 1 / rates}
+    covariances = {"classes": study.variance, "stationary": 1 / rates}
     return {
         "spectral_gap": process.spectral_gap,
         "fastest_rotation": float(np.abs(process.eigenvalues.imag).max()),
@@ -108,7 +169,7 @@ def describe(process: rj.processes.NonReversible, rates: np.ndarray, config: Reg
         "steps_needed": process.steps_needed(),
         "t_max": process.t_max,
         "collapse_time": {
-            name: {str(n): regimes.collapse_time(process, n, covariance) for n in config.num_points}
+            name: {str(n): regimes.collapse_time(process, n, covariance) for n in num_points}
             for name, covariance in covariances.items()
         },
     }
