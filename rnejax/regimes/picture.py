@@ -21,6 +21,7 @@ def cloning_curves(
     *,
     level: float | None = float(same_class_probability(1.0)),
     marks: Mapping[str, float] | None = None,
+    log_time: bool = True,
     xlabel: str = "time of cloning t",
     ylabel: str = "clones that end alike",
     title: str = "",
@@ -32,6 +33,7 @@ def cloning_curves(
       theory: times and probabilities for the lines, by the same names.
       level: where a dashed line is drawn; default: that of speciation, s_t = 1. None for none.
       marks: times that are marked by name, in every panel.
+      log_time: whether the axis of times is logarithmic.
     """
     figure = _figure(3.1 * len(panels) + 1.6, 3.2)
     axes = list(np.atleast_1d(figure.subplots(1, len(panels), sharey=True)))
@@ -49,10 +51,11 @@ def cloning_curves(
             if theory is not None and name in theory.get(panel, {}):
                 times, values = theory[panel][name]
                 ax.plot(times, values, color=colours[name], linewidth=1.2)
-        for name, time in (marks or {}).items():
+        for i, (name, time) in enumerate(sorted((marks or {}).items(), key=lambda mark: mark[1])):
             ax.axvline(time, color=MUTED, linewidth=0.8, linestyle=":")
-            ax.text(time, 1.02, name, transform=ax.get_xaxis_transform(), ha="center", fontsize=8, color=INK)
-        ax.set(xlabel=xlabel, xscale="log")
+            side = "right" if i % 2 == 0 else "left"  # neighbours do not write over each other
+            ax.text(time, 0.02, f" {name} ", transform=ax.get_xaxis_transform(), ha=side, fontsize=8, color=INK)
+        ax.set(xlabel=xlabel, xscale="log" if log_time else "linear")
         ax.set_title(panel, fontsize=9, color=INK)
     axes[0].set_ylabel(ylabel)
     axes[-1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))

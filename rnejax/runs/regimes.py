@@ -115,7 +115,9 @@ def run_model(config: RegimesRun, study: ModelStudy, output: Output) -> None:
     )
     folder.arrays("samples.npz", **{part: getattr(found, part) for part in ("time", "probability", "lower", "upper")})
     marks = {"$t_S$": speciation, "$t_C$": collapse[str(len(points))]}
-    folder.picture("cloning.png", cloning_curves({study.model: {"clones": found}}, level=chance, marks=marks))
+    folder.picture(
+        "cloning.png", cloning_curves({study.model: {"clones": found}}, level=chance, marks=marks, log_time=False)
+    )
 
 
 class Classified:
