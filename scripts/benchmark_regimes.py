@@ -4,8 +4,8 @@
 
 Two problems. The fixed example of mathematics.md, section 8: 32 dimensions, three class directions, reversible, random
 and optimal circulation (that of the Hadamard matrix), each at the time of speciation and at half and twice of it. And
-that of Biroli et al. 2024: isotropic classes with |m|^2 = d under reversible noise, at the dimensions and times of which
-they print phi. Clones start from noised data; z is the difference to theory in standard errors of the experiment.
+that of Biroli et al. 2024: isotropic classes with |m|^2 = d under reversible noise, at the dimensions and times at
+which they print phi. Clones start from noised data; z is the difference to theory in standard errors of the experiment.
 """
 
 from __future__ import annotations
