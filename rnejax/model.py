@@ -88,6 +88,11 @@ class DiffusionModel:
             raise ValueError(f"unknown noise_level {noise_level!r}; one of {', '.join(NOISE_LEVELS)}, or a function")
         if not isinstance(noise_level, str) and not callable(noise_level):
             raise ValueError(f"noise_level must be a name or a function of a NoiseLevel, got {noise_level!r}")
+        if isinstance(process, LinearProcess) and noise_level in ("sigma", "index"):
+            raise ValueError(
+                f"{type(process).__name__} has a sigma for every direction and no table of betas: noise_level must be "
+                f"'t', 'log_snr' (its mean), 'level', or a function of the level, got {noise_level!r}"
+            )
         self.process = process
         self.fn, self.params = adapt(fn, params)
         self.prediction = prediction

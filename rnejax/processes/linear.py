@@ -165,7 +165,19 @@ class LinearProcess(Process):
                 "compute the level outside jax.jit"
             )
         t = np.asarray(t, np.float64)
-        return stacked([self._level_at(float(u), self.moments(float(u))) for u in t.reshape(-1)], t.shape)
+        wanted = t.shape, t.tobytes(), self.dtype
+        if wanted not in self._levels:
+            found = stacked([self._level_at(float(u), self.moments(float(u))) for u in t.reshape(-1)], t.shape)
+            if t.size < 2:
+                return found
+            self._levels.clear()
+            self._levels[wanted] = jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), found)
+        return self._levels[wanted]
+
+    @cached_property
+    def _levels(self) -> dict[Any, LinearLevel]:
+        """The last grid of levels, as of transitions."""
+        return {}
 
     def _level_at(self, t: float, moments: Moments) -> LinearLevel:
         return level_at(t, moments, self.system.data, bool(self.elapsed(t) > 0))

@@ -159,6 +159,12 @@ def test_the_analytic_covariance_of_gaussian_data_is_that_of_the_reference():
     np.testing.assert_allclose(model.covariance.ratio, 1, atol=4 * np.sqrt(2 / 12_000))
 
 
+@pytest.mark.parametrize("noise_level", ["sigma", "index"])
+def test_a_noise_level_that_is_no_number_is_refused(noise_level):
+    with pytest.raises(ValueError, match=r"has a sigma for every direction and no table of betas: .* 'log_snr'"):
+        rj.DiffusionModel(PLANE[0], lambda x, t: x, "x0", shape=(2,), noise_level=noise_level)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
