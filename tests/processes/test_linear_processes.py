@@ -168,6 +168,31 @@ def test_all_that_is_known_of_x0_is_in_the_reverse_kernel(process):
 
 
 @every_linear
+@pytest.mark.parametrize("spread", [2.0, -0.4])
+def test_a_number_of_spread_multiplies_the_posterior_covariance_of_the_reference(process, spread):
+    # C_ref + spread G Cov_ref G^T with C_ref = V_s - V_s E^T V_t^{-1} E V_s and the gain G = E^{-1} V M_t^{-1} S_t.
+    s, t, shape = 0.1, 0.6, process.state_shape((3,))
+    step, zeros = process.transition(s, t), jnp.zeros(shape)
+    decay, noise = (
+        linear_map(lambda x: process.forward(x, s, t).mean, shape),
+        dense(process.forward(zeros, s, t), shape),
+    )
+    total_s, total_t = (dense(process.reference(u, shape), shape) for u in (s, t))
+    signal, noise_t = (np.asarray(each) for each in moments(process, t, 3))
+    data = dense(process.reference(0.0, shape), shape)[:3, :3]
+    posterior = np.linalg.inv(np.linalg.inv(data) + signal.T @ np.linalg.solve(noise_t, signal))
+    gain = np.linalg.solve(decay, noise @ np.linalg.solve(noise_t, signal))
+    reference = total_s - total_s @ decay.T @ np.linalg.solve(total_t, decay @ total_s)
+    law = step.reverse(zeros, jnp.zeros_like(step.t.alpha * jnp.ones((1, 1, 3 // step.t.alpha.size))), spread)
+    expected = reference + spread * gain @ posterior @ gain.T
+    np.testing.assert_allclose(dense(law, shape), expected, rtol=1e-7, atol=1e-9)
+    # And what an excess of the denoiser adds to the mean is the gain.
+    excess = jnp.asarray([0.3, -0.2, 0.5])
+    moved = step.reverse(zeros, step.t.data.coordinates(excess)).mean.reshape(-1)
+    np.testing.assert_allclose(moved, gain @ excess, rtol=1e-7, atol=1e-10)
+
+
+@every_linear
 def test_clean_data_are_a_noise_level_like_any_other(process):
     step = process.transition(0.0, 0.2)
     x0 = jnp.asarray([0.3, -1.2, 0.5])
