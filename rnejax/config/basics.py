@@ -53,7 +53,9 @@ class Grid(Section):
 
     num_steps: PositiveInt = 100
     """network evaluations per sample"""
-    kind: Literal["uniform", "quadratic", "edm", "log_snr", "survival", "geometric", "one_token"] | None = None
+    kind: Literal["uniform", "quadratic", "edm", "log_snr", "log_time", "survival", "geometric", "one_token"] | None = (
+        None
+    )
     """spacing; by default the process's own. one_token: of masked tokens, one per step, whatever num_steps is"""
     t_min: Number | None = None
     """where generation ends; by default the process's"""

@@ -25,6 +25,7 @@ def time_grid(
     - ``quadratic``: uniform in sqrt(t): short steps near the data.
     - ``edm``: uniform in (sigma / alpha)^(1 / rho), with rho = 7 as in Karras et al. 2022, eq. 5.
     - ``log_snr``: uniform in log(alpha^2 / sigma^2).
+    - ``log_time``: of linear SDEs, uniform in log(t).
     - ``survival``: of tokens, uniform in their survival alpha.
     - ``geometric``: of tokens, uniform in log(1 - alpha).
 

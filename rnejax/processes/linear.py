@@ -111,7 +111,8 @@ class LinearProcess(Process):
 
     def steps_needed(self, t_min: float | None = None, t_max: float | None = None, angle: float = 1.0) -> int:
         """Steps, even in elapsed time, in none of which the fastest rotation turns by more than ``angle`` radians."""
-        start, end = (self.elapsed(t) for t in (t_min or self.t_min, t_max or self.t_max))
+        start = self.elapsed(self.t_min if t_min is None else t_min)
+        end = self.elapsed(self.t_max if t_max is None else t_max)
         return max(1, math.ceil(float(np.abs(self.eigenvalues.imag).max() * (end - start)) / angle))
 
     def warn_of_grid(self, times: np.ndarray, angle: float = 1.0) -> None:
@@ -244,7 +245,7 @@ class LinearProcess(Process):
         """t, sqrt(t), or log(t)."""
         if kind == "log_time":
             if not np.min(t) > 0:
-                raise ValueError("a log_time grid needs t_min > 0")
+                raise ValueError(f"a log_time grid is one of times above 0, got t_min = {float(np.min(t)):g}")
             return np.log(t)
         return t if kind == "uniform" else np.sqrt(t)
 

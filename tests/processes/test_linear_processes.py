@@ -246,6 +246,18 @@ def test_steps_of_one_grid_that_are_equal_are_computed_once(monkeypatch):
     assert len(durations) == 51 + 1  # every level, and one step
 
 
+def test_grids_of_linear_processes():
+    process = NonReversible(U, Q, t_max=2.0)
+    np.testing.assert_allclose(np.diff(np.log(rj.time_grid(process, 5, "log_time"))), np.log(2e3) / 5, rtol=1e-9)
+    np.testing.assert_allclose(np.diff(np.sqrt(rj.time_grid(process, 5))), np.diff(np.sqrt([1e-3, 2.0])) / 5, rtol=1e-9)
+    with pytest.raises(
+        ValueError, match="unknown grid 'edm' for NonReversible; choose one of uniform, quadratic, log_t"
+    ):
+        rj.time_grid(process, 5, "edm")
+    with pytest.raises(ValueError, match="times above 0, got t_min = 0"):
+        rj.time_grid(process, 5, "log_time", t_min=0.0)
+
+
 def test_processes_are_compared_by_their_numbers():
     assert LinearSDE(A, G) == LinearSDE(A.copy(), G.copy())
     assert hash(LinearSDE(A, G)) == hash(LinearSDE(A.copy(), G.copy()))
@@ -287,6 +299,7 @@ def test_what_a_circulation_does_is_said():
     turns = np.abs(np.linalg.eigvals(drift).imag).max() * (process.t_max - process.t_min)
     assert process.steps_needed() == np.ceil(turns)
     assert process.steps_needed(angle=0.1) == np.ceil(10 * turns)
+    assert process.steps_needed(0.0, 0.0) == 1
 
 
 def test_a_diagonal_precision_without_circulation_needs_no_matrices():
