@@ -249,10 +249,9 @@ def test_steps_of_one_grid_that_are_equal_are_computed_once(monkeypatch):
 def test_grids_of_linear_processes():
     process = NonReversible(U, Q, t_max=2.0)
     np.testing.assert_allclose(np.diff(np.log(rj.time_grid(process, 5, "log_time"))), np.log(2e3) / 5, rtol=1e-9)
-    np.testing.assert_allclose(np.diff(np.sqrt(rj.time_grid(process, 5))), np.diff(np.sqrt([1e-3, 2.0])) / 5, rtol=1e-9)
-    with pytest.raises(
-        ValueError, match="unknown grid 'edm' for NonReversible; choose one of uniform, quadratic, log_t"
-    ):
+    even = (np.sqrt(2.0) - np.sqrt(1e-3)) / 5
+    np.testing.assert_allclose(np.diff(np.sqrt(rj.time_grid(process, 5))), even, rtol=1e-9)
+    with pytest.raises(ValueError, match="unknown grid 'edm' for NonReversible; choose one of uniform, .*, log_time"):
         rj.time_grid(process, 5, "edm")
     with pytest.raises(ValueError, match="times above 0, got t_min = 0"):
         rj.time_grid(process, 5, "log_time", t_min=0.0)
