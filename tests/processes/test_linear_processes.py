@@ -251,7 +251,7 @@ def test_grids_of_linear_processes():
     np.testing.assert_allclose(np.diff(np.log(rj.time_grid(process, 5, "log_time"))), np.log(2e3) / 5, rtol=1e-9)
     even = (np.sqrt(2.0) - np.sqrt(1e-3)) / 5
     np.testing.assert_allclose(np.diff(np.sqrt(rj.time_grid(process, 5))), even, rtol=1e-9)
-    with pytest.raises(ValueError, match="unknown grid 'edm' for NonReversible; choose one of uniform, .*, log_time"):
+    with pytest.raises(ValueError, match=r"unknown grid 'edm' for NonReversible; choose one of uniform, .*, log_time"):
         rj.time_grid(process, 5, "edm")
     with pytest.raises(ValueError, match="times above 0, got t_min = 0"):
         rj.time_grid(process, 5, "log_time", t_min=0.0)
