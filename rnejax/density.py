@@ -219,8 +219,10 @@ class Generate:
         evaluation = self.model.evaluate(key_model, x_t, step.t)
 
         def move(key: Array, x_t: Array, evaluation: Any) -> tuple[Array, Array]:
-            x_s = self.model.kernel(step, x_t, evaluation).sample(key)
-            return x_s, ESTIMATORS[self.estimator](self.model, step, x_s, x_t, evaluation)
+            kernel = self.model.kernel(step, x_t, evaluation)
+            x_s = kernel.sample(key)
+            made = {"kernel": kernel} if self.estimator == "exact" else {}
+            return x_s, ESTIMATORS[self.estimator](self.model, step, x_s, x_t, evaluation, **made)
 
         x_s, increments = jax.vmap(move)(jax.random.split(key_move, len(x_t)), x_t, evaluation)
         faults = fault_weight(increments, step.t.is_valid(evaluation.excess))

@@ -24,21 +24,32 @@ import jax
 import jax.numpy as jnp
 
 from .covariance import Evaluation
-from .kernels import Array, event_sum, log_ratio
+from .kernels import Array, Kernel, event_sum, log_ratio
 from .model import DiffusionModel
 from .processes import GaussianTransition, Process, Transition
 from .processes.gaussian import drift_and_diffusion
 from .processes.grids import validate_times
 
-Increment = Callable[[DiffusionModel, Any, Array, Array, Evaluation], Array]
+Increment = Callable[..., Array]
 
 
-def exact(model: DiffusionModel, transition: Transition, x_s: Array, x_t: Array, evaluation: Evaluation) -> Array:
+def exact(
+    model: DiffusionModel,
+    transition: Transition,
+    x_s: Array,
+    x_t: Array,
+    evaluation: Evaluation,
+    kernel: Kernel | None = None,
+) -> Array:
     """log K(x_s | x_t) - log K_ref(x_s | x_t), with the exact kernel of the reference and the model's own kernel.
+
+    Who has made K already, passes it on: a dense covariance takes an eigendecomposition, and XLA may wait for ever for
+    two large batches of them in one program.
 
     Of tokens that are revealed one by one or in crowds: the sum of log(V mu_k) over the tokens revealed.
     """
-    return log_ratio(model.kernel(transition, x_t, evaluation), transition.reference_reverse(x_t), x_s)
+    kernel = model.kernel(transition, x_t, evaluation) if kernel is None else kernel
+    return log_ratio(kernel, transition.reference_reverse(x_t), x_s)
 
 
 def euler_reference(

@@ -162,18 +162,20 @@ class Steer:
         n, count = len(particles.x), getattr(self.proposal, "num_candidates", 1)
 
         def go(key: Array, left: Particle) -> tuple[Array, Array, Array]:
-            proposal = self._proposal_kernel(step, left)
+            kernels = self._kernels(step.transition, left)
+            proposal = self._proposal_kernel(step, left, kernels)
             x_s = proposal.sample(key)
-            return x_s, *self._ratio(step, left, x_s, proposal)
+            return x_s, *self._ratio(step, left, x_s, proposal, kernels)
 
         if count == 1:
             return jax.vmap(go)(jax.random.split(key, n), particles)
         key_draw, key_reward, key_choose = jax.random.split(key, 3)
 
         def candidates(keys: Array, left: Particle) -> tuple[Array, Array, Array, Array]:
-            proposal = self._proposal_kernel(step, left)
+            kernels = self._kernels(step.transition, left)
+            proposal = self._proposal_kernel(step, left, kernels)
             x = jax.vmap(proposal.sample)(keys)
-            found, excess_increments = jax.vmap(lambda x_s: self._ratio(step, left, x_s, proposal))(x)
+            found, excess_increments = jax.vmap(lambda x_s: self._ratio(step, left, x_s, proposal, kernels))(x)
             others = jax.vmap(
                 lambda x_s: (
                     self._reference_change(step, left, self._log_reference(step, x_s))
@@ -273,8 +275,7 @@ class Steer:
         pairs = zip(self.models, particle.seen.evaluations, strict=True)
         return tuple(model.kernel(transition, particle.x, evaluation) for model, evaluation in pairs)
 
-    def _proposal_kernel(self, step: ControlStep, particle: Particle) -> Kernel:
-        kernels = self._kernels(step.transition, particle)
+    def _proposal_kernel(self, step: ControlStep, particle: Particle, kernels: tuple[Any, ...]) -> Kernel:
         return self.proposal.reverse(step.transition, self._left(step, particle), self._bar(step), kernels)
 
     def _lookahead(self, step: ControlStep, particle: Particle) -> Array:
@@ -323,12 +324,16 @@ class Steer:
         tilt = jnp.where(at_t.tilt == -jnp.inf, -jnp.inf, at_s.tilt - at_t.tilt)
         return ratio + tilt, excess_increments
 
-    def _increments(self, transition: Any, seen: Seen, x_s: Array, x_t: Array, estimator: str | None) -> Array:
-        """e_i of every model, (m,)."""
-        pairs = zip(self.models, seen.evaluations, strict=True)
-        return jnp.stack(
-            [ESTIMATORS[get_estimator(estimator, model)](model, transition, x_s, x_t, e) for model, e in pairs]
-        )
+    def _increments(
+        self, transition: Any, seen: Seen, x_s: Array, x_t: Array, estimator: str | None, kernels: tuple[Any, ...]
+    ) -> Array:
+        """e_i of every model, (m,); ``kernels`` are theirs."""
+        found = []
+        for model, evaluation, kernel in zip(self.models, seen.evaluations, kernels, strict=True):
+            name = get_estimator(estimator, model)
+            made = {"kernel": kernel} if name == "exact" else {}
+            found.append(ESTIMATORS[name](model, transition, x_s, x_t, evaluation, **made))
+        return jnp.stack(found)
 
     def _auxiliary(self, step: ControlStep, transition: Any, x_s: Array, known: Particle) -> Any:
         """B(. | x_s) of a state that nobody has looked at, which is for kernels that do not look either."""
@@ -349,8 +354,10 @@ class Steer:
         kernels = self._kernels(step.up, arrived)
         exponents = step.exponents_s
         proposal = self.proposal.reverse(step.up, self._arrived(step, arrived), jnp.sum(exponents), kernels)
-        excess = self._increments(step.up, arrived.seen, x_s, arrived.x, None)
-        weighed = self._increments(step.up, arrived.seen, x_s, arrived.x, "exact") if self.generated else excess
+        excess = self._increments(step.up, arrived.seen, x_s, arrived.x, None, kernels)
+        weighed = (
+            self._increments(step.up, arrived.seen, x_s, arrived.x, "exact", kernels) if self.generated else excess
+        )
         moves = log_ratio(proposal, step.up.reference_reverse(arrived.x), x_s)
         models = log_product(exponents, weighed)
         # A would not go there, so that its reversal does not come from there; or the models do not, which A does only
@@ -366,13 +373,17 @@ class Steer:
         bar_s, bar_t = jnp.sum(step.exponents_s), jnp.sum(step.exponents_t)
         return (bar_t - 1) * (log_reference_s - left.log_reference) + (bar_s - bar_t) * log_reference_s
 
-    def _ratio(self, step: ControlStep, left: Particle, x_s: Array, proposal: Kernel) -> tuple[Array, Array]:
+    def _ratio(
+        self, step: ControlStep, left: Particle, x_s: Array, proposal: Kernel, kernels: tuple[Any, ...]
+    ) -> tuple[Array, Array]:
         """What the models say of a step, over A as if B were F; and their increments."""
         transition, x_t = step.transition, left.x
-        excess_increments = self._increments(transition, left.seen, x_s, x_t, None)
+        excess_increments = self._increments(transition, left.seen, x_s, x_t, None, kernels)
         change = step.exponents_s - step.exponents_t
         excess = left.excess_log_densities.value + excess_increments
-        weighed = self._increments(transition, left.seen, x_s, x_t, "exact") if self.generated else excess_increments
+        weighed = excess_increments
+        if self.generated:
+            weighed = self._increments(transition, left.seen, x_s, x_t, "exact", kernels)
         # What was impossible already has no weight to be given back.
         excess = jnp.where((change < 0) & (excess == -jnp.inf), 0.0, excess)
         models = log_product(step.exponents_t, weighed) + log_product(change, excess)
