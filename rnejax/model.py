@@ -162,6 +162,7 @@ class DiffusionModel:
         if process.is_discrete != self.process.is_discrete or self.prediction not in process.predictions:
             raise ValueError(f"a network for {self.process} says nothing about {process}")
         model = self._replace(process=process, shape=process.check_shape(self.shape))
+        model._check_euler()
         check_output(model)
         check_prior(model)
         return model

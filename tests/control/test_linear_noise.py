@@ -181,6 +181,10 @@ def test_a_noise_level_that_is_no_number_is_refused(noise_level):
             "the probability flow",
         ),
         (lambda model, times: model.with_covariance("euler"), "covariance='euler', an Euler-Maruyama kernel,"),
+        (
+            lambda model, times: MIXTURE.model(rj.processes.Cosine(), covariance="euler").with_process(model.process),
+            "an Euler-Maruyama kernel,",
+        ),
         (lambda model, times: MIXTURE.model(model.process, covariance="euler"), "an Euler-Maruyama kernel,"),
     ],
 )
