@@ -77,6 +77,8 @@ def transition_between(
     share_root = found.source_inverse @ (pull * sigma) / np.sqrt(found.u)[..., :, None]
     weighted = share_root * alpha
     values, vectors = np.linalg.eigh(weighted @ np.swapaxes(weighted, -1, -2))
+    # Of a direction without signal no curvature is known (`LinearLevel.probe`), and its root over alpha would overflow.
+    share_root = np.where(alpha**2 > np.finfo(np.float64).eps, share_root, 0)
     return LinearTransition(
         s=at_s._replace(noise=None, signal=None, noise_score=None, data=None),
         t=at_t._replace(noise=None, signal=None),

@@ -192,6 +192,18 @@ def test_a_number_of_spread_multiplies_the_posterior_covariance_of_the_reference
     np.testing.assert_allclose(moved, gain @ excess, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.parametrize("covariance", ["reference", "hutchinson", "diagonal", "full"])
+def test_a_direction_whose_signal_is_gone_overflows_nothing(covariance):
+    rates = np.geomspace(0.01, 2.0, 4)  # where the slowest has decayed, the fastest has by e^200
+    with jax.enable_x64(False), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        process = NonReversible(np.diag(rates), t_max=200.0)
+        mixture = rj.systems.GaussianMixture([np.ones(4), -np.ones(4)], 0.5)
+        model = mixture.model(process, "x0", covariance)
+        found = rj.sample(jax.random.key(0), model, rj.time_grid(process, 5), 100)
+        assert np.isfinite(found.x).all() and np.isfinite(found.log_density).all()
+
+
 @every_linear
 def test_clean_data_are_a_noise_level_like_any_other(process):
     step = process.transition(0.0, 0.2)
