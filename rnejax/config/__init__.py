@@ -9,7 +9,7 @@ in `rnejax.runs` turn them into the arguments of the library's functions.
 from .basics import Device, Grid, ModelRun, Run, Section
 from .molecules import MoleculeComparison
 from .reading import ConfigError, describe_keys, dump_config, find_config, load_config, parse_overrides, shipped_configs
-from .regimes import MixtureStudy, ModelStudy, RegimesRun
+from .regimes import MixtureStudy, ModelStudy, RegimesRun, TrainedStudy
 from .sections import DensityRun, ReferenceRun, SampleRun, SteerRun
 from .targets import (
     ClassReward,
@@ -56,6 +56,7 @@ __all__ = [
     "Tilt",
     "TopicReward",
     "TrainRun",
+    "TrainedStudy",
     "WordReward",
     "describe_keys",
     "dump_config",

@@ -48,11 +48,47 @@ class ModelStudy(Section):
     """what is cloned on its way: the model's own samples, or the points, noised"""
 
 
+class TrainedStudy(Section):
+    """Networks that are trained on two of the digits of scikit-learn (8 x 8 pixels), under several noises."""
+
+    kind: Literal["small_digits"]
+    digits: tuple[Annotated[Integer, Field(ge=0, le=9)], Annotated[Integer, Field(ge=0, le=9)]] = (0, 1)
+    """the two classes"""
+    num_train: Annotated[Integer, Field(ge=4)] = 240
+    """images that networks see; the others judge"""
+    shrinkage: Annotated[Real, Field(gt=0, le=1)] = 0.2
+    """of the covariance within classes that noise and reference know, towards a multiple of the identity"""
+    skews: Annotated[tuple[Circulation, ...], Field(min_length=1)] = ("none", "optimal")
+    """circulations of the noise whose stationary law has the covariance of the data"""
+    isotropic: bool = True
+    """whether to compare them with noise that is alike in all directions"""
+    strength: Positive = 5.0
+    """spectral norm of the random and the rotating circulation"""
+    num_seeds: PositiveInt = 3
+    """networks for each noise"""
+    hidden: PositiveInt = 256
+    """width of the networks"""
+    depth: PositiveInt = 2
+    """their residual blocks"""
+    num_steps: Annotated[Integer, Field(ge=10)] = 2000
+    """of training"""
+    batch_size: PositiveInt = 128
+    """images in each"""
+    learning_rate: Positive = 1e-3
+    """of Adam, at its largest"""
+    few_steps: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (4, 8, 16, 32, 64)
+    """numbers of steps at which samples are judged"""
+    many_steps: PositiveInt = 256
+    """at which a model's samples are taken for all that it knows"""
+    num_samples: Annotated[Integer, Field(ge=2)] = 1000
+    """that are judged, of every network"""
+
+
 class RegimesRun(Run):
     """rnejax regimes: when samples commit to a class, and when to a training point; by theory and by cloning."""
 
-    data: Annotated[MixtureStudy | ModelStudy, Field(discriminator="kind")]
-    """what is studied: a mixture under several circulations of the noise, or a model"""
+    data: Annotated[MixtureStudy | ModelStudy | TrainedStudy, Field(discriminator="kind")]
+    """what is studied: a mixture or networks under several noises, or a model as it is"""
     grid: Grid = Grid()
     """the time grid on which clones run"""
     num_pairs: PositiveInt = 1000

@@ -152,6 +152,16 @@ class NoiseLevel(NamedTuple):
         """That of data of which nothing else is known: sigma^2 / alpha^2 over the reference's, less 1."""
         return 1 / (self.alpha * self.reference_gain) - 1
 
+    @property
+    def state_scale(self) -> Array:
+        """The reference's root mean square of an entry of x_t."""
+        return jnp.sqrt(self.reference_variance)
+
+    @property
+    def posterior_scale(self) -> Array:
+        """The root mean square error of the reference's denoiser on its own data, of an entry."""
+        return jnp.sqrt(self.reference_posterior_variance)
+
 
 class GaussianTransition(NamedTuple):
     """Everything that is known about the step between ``s`` (less noise) and ``t`` (more noise).

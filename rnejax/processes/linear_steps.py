@@ -167,6 +167,17 @@ class LinearLevel(NamedTuple):
         """That of data of which nothing else is known, over the reference's, less 1."""
         return 1 / jnp.mean(self.alpha**2) - 1
 
+    @property
+    def state_scale(self) -> Array:
+        """The reference's root mean square of an entry of x_t."""
+        return jnp.sqrt(jnp.mean(jnp.sum(self.frame.matrix**2, axis=-1)))
+
+    @property
+    def posterior_scale(self) -> Array:
+        """The root mean square error of the reference's denoiser on its own data, of an entry."""
+        errors = self.data.matrix * self.sigma[..., 0].T[:, None, :]
+        return jnp.sqrt(jnp.mean(jnp.sum(errors**2, axis=-1)))
+
 
 class LinearTransition(NamedTuple):
     """Everything that is known about the step between ``s`` (less noise) and ``t`` (more noise).

@@ -1,6 +1,6 @@
 """When a diffusion decides, and when it memorises: speciation, collapse and cloning, in theory and by experiment."""
 
-from .cloning import Cloning, cloning_probability, commitment_times
+from .cloning import Cloning, cloning_probability, commitment_times, pooled
 from .empirical import empirical_model, nearest_point
 from .picture import cloning_curves
 from .skew import optimal_skew, random_skew, rotation_skew
@@ -16,6 +16,7 @@ __all__ = [
     "empirical_model",
     "nearest_point",
     "optimal_skew",
+    "pooled",
     "random_skew",
     "rotation_skew",
     "same_class_probability",

@@ -8,7 +8,7 @@ training point (then it rises at collapse).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -123,9 +123,27 @@ def cloning_probability(
                 at = below
             ends = np.asarray(labels(walk.position(clones))).reshape(size, 2)
             same[i] += int((ends[:, 0] == ends[:, 1]).sum())
+    return _counted(times[marks], same, num_pairs, confidence)
+
+
+def pooled(runs: Sequence[Cloning], confidence: float = 0.95) -> Cloning:
+    """The pairs of several runs at the same times together, such as of networks from several seeds.
+
+    The interval is that of all pairs alike; that the networks differ is not in it.
+
+    Raises:
+      ValueError: for no runs, or times that differ.
+    """
+    if not runs or any(not np.array_equal(run.time, runs[0].time) for run in runs):
+        raise ValueError("runs that are pooled must have been cloned at the same times, and there must be one")
+    same = sum(np.round(run.probability * run.num_pairs).astype(np.int64) for run in runs)
+    return _counted(runs[0].time, np.asarray(same), sum(run.num_pairs for run in runs), confidence)
+
+
+def _counted(time: np.ndarray, same: np.ndarray, num_pairs: int, confidence: float) -> Cloning:
     limits = [scipy.stats.binomtest(int(n), num_pairs).proportion_ci(confidence, method="wilson") for n in same]
     return Cloning(
-        time=times[marks],
+        time=time,
         probability=same / num_pairs,
         lower=np.array([each.low for each in limits]),
         upper=np.array([each.high for each in limits]),
@@ -280,4 +298,4 @@ def check_label(model: DiffusionModel, label: Any) -> None:
         raise ValueError(f"label must return one integer or boolean for one sample, got {found}")
 
 
-__all__ = ["Cloning", "cloning_probability", "commitment_times"]
+__all__ = ["Cloning", "cloning_probability", "commitment_times", "pooled"]

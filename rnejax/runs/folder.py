@@ -99,7 +99,8 @@ class RunFolder:
 
     def _check_what_is_there(self, command: str, config: Run) -> None:
         for key in ("model", "data"):
-            file = Path(str(getattr(config, key, "")))
+            given = getattr(config, key, None)
+            file = Path(given if isinstance(given, str) else "")
             if file.is_file() and file.resolve().parent == self.path.resolve():
                 raise ConfigError(
                     f"{key} = {file} lies in output = {self.path}, whose files the run would replace: choose another"

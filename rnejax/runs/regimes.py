@@ -12,10 +12,11 @@ import numpy as np
 import rnejax as rj
 
 from .. import regimes
-from ..config import ConfigError, MixtureStudy, ModelStudy, RegimesRun
+from ..config import ConfigError, MixtureStudy, ModelStudy, RegimesRun, TrainedStudy
 from ..regimes.picture import cloning_curves
 from .build import load_classifier, load_named, load_points, make_times
 from .folder import Output, require_pictures
+from .trained_regimes import make_skew, run_trained
 
 
 def run(config: RegimesRun, output: Output) -> None:
@@ -23,6 +24,8 @@ def run(config: RegimesRun, output: Output) -> None:
     require_pictures()
     if isinstance(config.data, MixtureStudy):
         run_mixture(config, config.data, output)
+    elif isinstance(config.data, TrainedStudy):
+        run_trained(config, config.data, output)
     else:
         run_model(config, config.data, output)
 
@@ -34,7 +37,7 @@ def run_mixture(config: RegimesRun, study: MixtureStudy, output: Output) -> None
     processes = {}
     for name in study.skews:
         try:
-            skew = make_skew(name, rates, study, config.seed)
+            skew = make_skew(name, rates, study.strength, config.seed)
             processes[name] = rj.processes.NonReversible(rates, skew, study.variance, t_max=config.grid.t_max)
         except ValueError as error:
             raise ConfigError(f"data.skews: {name}: {error}") from error
@@ -114,7 +117,7 @@ def run_model(config: RegimesRun, study: ModelStudy, output: Output) -> None:
         num_pairs=config.num_pairs,
     )
     folder.arrays("samples.npz", **{part: getattr(found, part) for part in ("time", "probability", "lower", "upper")})
-    marks = {"$t_S$": speciation, "$t_C$": collapse[str(len(points))]}
+    marks = {study.model: {"$t_S$": speciation, "$t_C$": collapse[str(len(points))]}}
     folder.picture(
         "cloning.png", cloning_curves({study.model: {"clones": found}}, level=chance, marks=marks, log_time=False)
     )
@@ -128,17 +131,6 @@ class Classified:
 
     def __call__(self, x: Any) -> Any:
         return jnp.argmax(self.log_probabilities(x))
-
-
-def make_skew(name: str, rates: np.ndarray, study: MixtureStudy, seed: int) -> np.ndarray | None:
-    """A circulation by name."""
-    if name == "none":
-        return None
-    if name == "random":
-        return regimes.random_skew(seed, len(rates), study.strength)
-    if name == "rotation":
-        return regimes.rotation_skew(rates, study.strength)
-    return regimes.optimal_skew(rates)
 
 
 def class_mean(direction: str, dimension: int) -> np.ndarray:

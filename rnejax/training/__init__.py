@@ -6,6 +6,7 @@ from .energy import energy_loss, fokker_planck_residual, noising_pair, rne_resid
 from .fit import FitResult, FitState, check_state, fit
 from .losses import drop_labels, score_matching_loss
 from .optimizer import learning_rate_schedule, make_optimizer
+from .preconditioning import Preconditioned
 from .times import TimeLaw, low_discrepancy_uniforms, time_law
 from .tokens import LikelihoodBound, likelihood_bound, token_bound_loss, token_loss
 
@@ -14,6 +15,7 @@ __all__ = [
     "FitResult",
     "FitState",
     "LikelihoodBound",
+    "Preconditioned",
     "TimeLaw",
     "check_state",
     "denoising_evaluator",

@@ -39,8 +39,10 @@ def score_matching_loss(
         velocity: (alpha' - sigma' alpha/sigma) e
 
     so `weighting` is exact for every `prediction` of a scalar process; of a linear SDE, where these factors are
-    matrices, it is the prediction itself. Times of a linear SDE are the nearest of the levels that it keeps under jit.
-    "epsilon" with log-SNR-uniform times is the likelihood's own weighting; "v" also weighs the noisy end.
+    matrices, it is the prediction itself, or "posterior" for x0. Times of a linear SDE are the nearest of the levels
+    that it keeps under jit. "epsilon" with log-SNR-uniform times is the likelihood's own weighting; "v" also weighs the
+    noisy end. "posterior" is e in units of the root mean square error that the reference's denoiser makes on its own
+    data: every noise level counts alike (Karras et al. 2022, section 5, for a reference of the data's standard deviation).
 
     Args:
         key: a typed key; gives the times and the noise.
@@ -51,7 +53,7 @@ def score_matching_loss(
         condition: a pytree with leading axis n, or None.
         prediction: what `predict` returns: "x0", "epsilon", "score", "v" = alpha eps - sigma x_0, or "velocity" =
             alpha' x_0 + sigma' eps.
-        weighting: the quantity whose squared error is the loss; default, the one that is predicted.
+        weighting: the quantity whose squared error is the loss, or "posterior"; default, the one that is predicted.
         times: a map from uniform numbers in [0, 1) to times (`time_law`), or an array of n times; default, uniform on
             [t_min, t_max].
         batched: whether `predict` takes a batch.
@@ -68,10 +70,13 @@ def score_matching_loss(
     """
     weighting = prediction if weighting is None else weighting
     quantities = [each for each in QUANTITIES if each in process.predictions]
-    for name, quantity in (("prediction", prediction), ("weighting", weighting)):
-        if quantity not in quantities:
-            raise ValueError(f"{name} must be one of {', '.join(quantities)}: got {quantity!r}")
-    if weighting != prediction:
+    for name, quantity, known in (
+        ("prediction", prediction, quantities),
+        ("weighting", weighting, [*quantities, "posterior"]),
+    ):
+        if quantity not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}: got {quantity!r}")
+    if weighting != prediction and (prediction, weighting) != ("x0", "posterior"):
         require_scalar(process, "a loss in another quantity than the one that is predicted")
     count = x0.shape[0]
     time_key, noise_key = jax.random.split(key)
@@ -85,7 +90,13 @@ def score_matching_loss(
     t = jnp.asarray(level.t, t.dtype)
     per_error: Any = 1.0
     if weighting != prediction:
-        per_error = jnp.square(_per_denoising_error(level, weighting) / _per_denoising_error(level, prediction))
+        if weighting == "posterior":
+            per_error = 1 / jax.vmap(lambda level: level.posterior_scale)(level)
+        else:
+            per_error = _per_denoising_error(level, weighting)
+        if prediction != "x0":
+            per_error = per_error / _per_denoising_error(level, prediction)
+        per_error = jnp.square(per_error)
 
     def losses(noise: jax.Array) -> jax.Array:
         x = jax.vmap(lambda level, x0, noise: level.noised(x0, noise))(level, x0, noise).astype(x0.dtype)
