@@ -42,7 +42,8 @@ def score_matching_loss(
     matrices, it is the prediction itself, or "posterior" for x0. Times of a linear SDE are the nearest of the levels
     that it keeps under jit. "epsilon" with log-SNR-uniform times is the likelihood's own weighting; "v" also weighs the
     noisy end. "posterior" is e in units of the root mean square error that the reference's denoiser makes on its own
-    data: every noise level counts alike (Karras et al. 2022, section 5, for a reference of the data's standard deviation).
+    data: every noise level counts alike (Karras et al. 2022, section 5, for a reference that has the data's standard
+    deviation).
 
     Args:
         key: a typed key; gives the times and the noise.
