@@ -26,7 +26,7 @@ import numpy as np
 from .checks import check_count, is_traced
 from .increments import ESTIMATORS, get_estimator, transitions
 from .infilling import Template, check_grid
-from .kernels import Array, FullSpace, log_ratio
+from .kernels import Array, FullSpace, draw, log_ratio
 from .model import DiffusionModel
 from .processes import Level, Process, TokenProcess, Transition
 from .processes.grids import check_signal, validate_times
@@ -220,8 +220,8 @@ class Generate:
 
         def move(key: Array, x_t: Array, evaluation: Any) -> tuple[Array, Array]:
             kernel = self.model.kernel(step, x_t, evaluation)
-            x_s = kernel.sample(key)
-            made = {"kernel": kernel} if self.estimator == "exact" else {}
+            x_s, coordinates = draw(kernel, key)
+            made = {"kernel": kernel, "coordinates": coordinates} if self.estimator == "exact" else {}
             return x_s, ESTIMATORS[self.estimator](self.model, step, x_s, x_t, evaluation, **made)
 
         x_s, increments = jax.vmap(move)(jax.random.split(key_move, len(x_t)), x_t, evaluation)

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from .covariance import Evaluation
@@ -40,16 +39,17 @@ def exact(
     x_t: Array,
     evaluation: Evaluation,
     kernel: Kernel | None = None,
+    coordinates: Array | None = None,
 ) -> Array:
     """log K(x_s | x_t) - log K_ref(x_s | x_t), with the exact kernel of the reference and the model's own kernel.
 
     Who has made K already, passes it on: a dense covariance takes an eigendecomposition, and XLA may wait for ever for
-    two large batches of them in one program.
+    two large batches of them in one program; and with it what is known of an x_s that was drawn from it (`draw`).
 
     Of tokens that are revealed one by one or in crowds: the sum of log(V mu_k) over the tokens revealed.
     """
     kernel = model.kernel(transition, x_t, evaluation) if kernel is None else kernel
-    return log_ratio(kernel, transition.reference_reverse(x_t), x_s)
+    return log_ratio(kernel, transition.reference_reverse(x_t), x_s, coordinates)
 
 
 def euler_reference(
@@ -139,5 +139,4 @@ def increment(
 def transitions(process: Process, times: Any, towards_noise: bool = False) -> Any:
     """All steps of a grid, stacked in order of execution: from noise to data, or from data ``towards_noise``."""
     times = validate_times(process, times)
-    steps = process.transition(times[:-1], times[1:])
-    return steps if towards_noise else jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), steps)
+    return process.steps(times[:-1], times[1:], backwards=not towards_noise)

@@ -36,8 +36,15 @@ class Kernel(Protocol):
     def log_prob(self, x: Array) -> Array: ...
 
 
-def log_ratio(numerator: Kernel, denominator: Kernel, x: Array) -> Array:
-    """log p(x) - log q(x), without cancellation where both are of one family."""
+def draw(kernel: Kernel, key: Array) -> tuple[Array, Array | None]:
+    """One draw, and what is known of it that `log_ratio` would have to find out again (`Gaussian.draw`)."""
+    return kernel.draw(key) if isinstance(kernel, Gaussian) else (kernel.sample(key), None)
+
+
+def log_ratio(numerator: Kernel, denominator: Kernel, x: Array, coordinates: Array | None = None) -> Array:
+    """log p(x) - log q(x), without cancellation where both are of one family; ``coordinates`` as `draw` gives them."""
+    if isinstance(numerator, Gaussian) and isinstance(denominator, Gaussian):
+        return numerator.log_ratio(denominator, x, coordinates)
     if type(numerator) is type(denominator) and hasattr(numerator, "log_ratio"):
         return numerator.log_ratio(denominator, x)
     # Laws of some coordinates only, that say themselves what their ratio to a law of all of them means.
@@ -195,12 +202,21 @@ class Gaussian:
 
     def sample(self, key: Array) -> Array:
         """One draw, of the event's shape."""
+        return self.draw(key)[0]
+
+    def draw(self, key: Array) -> tuple[Array, Array | None]:
+        """One draw, and in a frame its coordinates L^{-1} (x - anchor - H anchor), which are cheaper to keep than to
+        find again.
+        """
         mean = self.mean if self.frame is None else self.frame.moved(self.anchor)
         # The barrier keeps XLA from drawing the same noise anew in everything that is computed from the sample.
         noise = jax.lax.optimization_barrier(jax.random.normal(key, mean.shape, mean.dtype))
         noise = self.subspace.project(noise) if self.frame is None else self.frame.view(noise)
         moved = jnp.sqrt(self.variance) * self._map(noise, jnp.sqrt(1 + jnp.asarray(self.excess)))
-        return mean + (moved if self.frame is None else self.frame.event(self.shift + moved, mean.shape))
+        if self.frame is None:
+            return mean + moved, None
+        coordinates = self.shift + moved
+        return mean + self.frame.event(coordinates, mean.shape), coordinates
 
     def covariance_times(self, vector: Array) -> Array:
         """The covariance applied to a vector of the event's shape."""
@@ -239,7 +255,7 @@ class Gaussian:
         log_det = self._sum_over_dimensions(jnp.log1p(self.excess), dimension)
         return -0.5 * (dimension * jnp.log(2 * jnp.pi * variance) + log_det + quadratic) - log_volume
 
-    def log_ratio(self, other: Gaussian, x: Array) -> Array:
+    def log_ratio(self, other: Gaussian, x: Array, coordinates: Array | None = None) -> Array:
         r"""log p(x) - log q(x) for p = self and q = other, without cancellation.
 
         With residual r = x - mean_p, difference of means d = mean_p - mean_q, eigenvalues l_p, l_q of the covariances
@@ -253,7 +269,7 @@ class Gaussian:
         if not same_frame(self.frame, other.frame):
             return self.log_prob(x) - other.log_prob(x)
         if self.frame is not None:
-            return self._log_ratio_in_frame(other, x)
+            return self._log_ratio_in_frame(other, x, coordinates)
         if self.basis is not None and not (other.basis is self.basis or other.is_isotropic):
             return self._log_ratio_through_isotropic(other, x)
         if self.basis is None and other.basis is not None and not self.is_isotropic:
@@ -274,9 +290,11 @@ class Gaussian:
         log_det = self._sum_over_dimensions(jnp.log1p(e), dimension, normal=jnp.log1p(normal))
         return event_sum(quadratic) - 0.5 * log_det
 
-    def _residual(self, x: Array) -> Array:
+    def _residual(self, x: Array, coordinates: Array | None = None) -> Array:
         """x - mean, in the coordinates of the frame."""
         assert self.frame is not None
+        if coordinates is not None:
+            return coordinates - self.shift
         start = x - self.anchor
         if self.frame.drift is not None:
             start = start - apply(self.frame.drift, self.anchor).reshape(start.shape)
@@ -287,18 +305,18 @@ class Gaussian:
         """What ``excess`` says of directions that the subspace has not: a dense M is zero there."""
         return self.excess if jnp.ndim(self.excess) == 0 else 0.0
 
-    def _log_ratio_in_frame(self, other: Gaussian, x: Array) -> Array:
+    def _log_ratio_in_frame(self, other: Gaussian, x: Array, coordinates: Array | None = None) -> Array:
         """In the coordinates of the frame that both share, in units of the other's base variances."""
         assert self.frame is not None
         same_variance = self.variance is other.variance
         if not same_variance and not (self.basis is None and other.basis is None):
             # Not diagonal in the same coordinates: through the law that has the one's variances and no M.
             if self.basis is None:
-                return -other.log_ratio(self, x)
+                return -other.log_ratio(self, x, coordinates if self.anchor is other.anchor else None)
             between = replace(self, excess=jnp.zeros(()), basis=None)
-            return self.log_ratio(between, x) + between.log_ratio(other, x)
+            return self.log_ratio(between, x, coordinates) + between.log_ratio(other, x, coordinates)
         std = jnp.sqrt(other.variance)
-        residual = self._residual(x) / std
+        residual = self._residual(x, coordinates) / std
         difference = jnp.broadcast_to(self.shift - other.shift, residual.shape) / std
         if self.anchor is not other.anchor:
             starts = self.frame.moved(self.anchor - other.anchor)

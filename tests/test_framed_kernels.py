@@ -131,3 +131,20 @@ def test_a_pull_is_the_covariance_applied_and_is_as_short_as_it_is_trusted(kind)
             step = shorter.mean - law.mean
             found = 0.5 * step @ np.linalg.solve(written_out(law)[1], step)
             np.testing.assert_allclose(found, min(trust, divergence), rtol=1e-6)
+
+
+@every_frame
+def test_what_is_known_of_a_draw_says_the_same_as_the_draw(kind):
+    frame = make_frame(*FRAMES[kind])
+    anchor, variance = jnp.asarray(RNG.normal(size=D)), None
+    for same in (True, False):
+        for law in variants(frame):
+            law = replace(law, anchor=anchor)
+            x, coordinates = law.draw(jax.random.key(0))
+            np.testing.assert_array_equal(x, law.sample(jax.random.key(0)))
+            variance = law.variance if same else None
+            others = [law_in(frame, 0.3, variance=variance), law_in(frame, *dense_part(), variance=variance)]
+            for other in [*others, *(replace(each, anchor=anchor) for each in others)]:
+                np.testing.assert_allclose(
+                    law.log_ratio(other, x, coordinates), law.log_ratio(other, x), rtol=1e-9, atol=1e-9
+                )

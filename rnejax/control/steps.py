@@ -47,21 +47,15 @@ def control_steps(
     """
     n = len(times) - 1
 
-    def backwards(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), tree)
-
-    steps = backwards(process.transition(times[:-1], tops[1:]))
+    steps = process.steps(times[:-1], tops[1:], backwards=True)
     at_s = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:1], leaf]), steps)  # the first iteration moves nothing
-    levels = backwards(process.level(tops))
+    levels = jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), process.level(tops))
     renoised = tops > times
     up = at_s
     if renoised.any():
         stand_in = int(np.flatnonzero(renoised)[0])  # a transition that exists, where none is made
-        up = backwards(
-            process.transition(
-                np.where(renoised, times, times[stand_in]),
-                np.where(renoised, tops, tops[stand_in]),
-            )
+        up = process.steps(
+            np.where(renoised, times, times[stand_in]), np.where(renoised, tops, tops[stand_in]), backwards=True
         )
 
     def by_step(increasing: np.ndarray) -> tuple[Array, Array, Array]:

@@ -186,19 +186,28 @@ class LinearProcess(Process):
     def _transition(self, s: Any, t: Any) -> LinearTransition:
         if is_traced(s, t):
             self._level(s if is_traced(s) else t)
-        s, t = np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(t, np.float64))
-        # The last grid is kept: runs that follow one another mostly share it, and it may have taken half a minute.
-        wanted = s.shape, s.tobytes(), t.tobytes(), self.dtype
-        if wanted not in self._grids:
-            found = self._transitions_of(s, t)
-            if s.size < 2:
-                return found
-            self._grids.clear()
-            self._grids[wanted] = jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), found)
-        return self._grids[wanted]
+        return self._transitions_of(*np.broadcast_arrays(np.asarray(s, np.float64), np.asarray(t, np.float64)))
+
+    def steps(self, s: Any, t: Any, backwards: bool) -> LinearTransition:
+        """As of every process. The last two results are kept, on the device.
+
+        Runs that follow one another mostly share their grid, and one may take half a minute and a gigabyte.
+        """
+        wanted = np.asarray(s, np.float64).tobytes(), np.asarray(t, np.float64).tobytes(), backwards, self.dtype
+        if wanted not in self._kept:
+            reverse = (*wanted[:2], not backwards, self.dtype)
+            with jax.ensure_compile_time_eval():  # a tracer must not be kept
+                if reverse in self._kept:
+                    found = jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), self._kept[reverse])
+                else:
+                    found = super().steps(s, t, backwards)
+            while len(self._kept) > 1:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[wanted] = found
+        return self._kept[wanted]
 
     @cached_property
-    def _grids(self) -> dict[Any, LinearTransition]:
+    def _kept(self) -> dict[Any, LinearTransition]:
         return {}
 
     def _transitions_of(self, s: np.ndarray, t: np.ndarray) -> LinearTransition:

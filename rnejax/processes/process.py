@@ -139,6 +139,11 @@ class Process:
             raise ValueError(f"a step leads from t to s < t, but s = {s:.6g} and t = {t:.6g}: are they swapped?")
         return jax.tree.map(working_precision, self._transition(s, t))
 
+    def steps(self, s: Any, t: Any, backwards: bool) -> Any:
+        """Many transitions as what a loop is given, stacked: in the order of s and t, or from the last to the first."""
+        steps = self.transition(s, t)
+        return jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), steps) if backwards else steps
+
     def forward(self, x_s: Array, s: Any, t: Any) -> Any:
         """The noising kernel F(x_t | x_s)."""
         return self.transition(s, t).forward(x_s)

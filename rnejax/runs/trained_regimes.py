@@ -224,14 +224,20 @@ def clone(
 ) -> dict[str, regimes.Cloning]:
     """How often clones of noised training images end in one class, and nearest to one training image.
 
-    Beside the networks, pooled over seeds, the exact model of the training images, which does nothing but memorise.
+    Beside the networks, pooled over seeds, the exact model of the training images, which only memorises: what
+    has decided on an image has decided on a class.
     """
     direction = jnp.asarray(data.direction, jnp.float32)
     point = regimes.nearest_point(data.train)
     memory = regimes.empirical_model(models[0].process, data.train)
+
+    def side(x: Any) -> Any:
+        return direction @ x > 0
+
     labels = {
-        "class": (models, lambda x: direction @ x > 0),
+        "class": (models, side),
         "image": (models, point),
+        "class, exact model": ([memory], side),
         "image, exact model": ([memory], point),
     }
     found = {}
@@ -271,7 +277,7 @@ def describe(
         "steps_needed": process.steps_needed(),
         "speciation_time": speciation,
         "speciation_time_by_covariance": regimes.speciation_time(process, data_covariance=covariance),
-        "speciation_time_by_cloning": clones["class"].time_at(level),
+        "speciation_time_by_cloning": {name: clones[name].time_at(level) for name in ("class", "class, exact model")},
         "collapse_time": collapse,
         "collapse_time_by_cloning": {name: clones[name].time_at(0.5) for name in ("image", "image, exact model")},
     }

@@ -10,6 +10,7 @@ import scipy.linalg
 from closed_forms import GAUSSIAN, LINEAR, A, G, Q, U, moments
 
 import rnejax as rj
+from rnejax.increments import transitions
 from rnejax.processes import (
     CriticallyDamped,
     LinearSDE,
@@ -257,6 +258,28 @@ def test_steps_of_one_grid_that_are_equal_are_computed_once(monkeypatch):
     monkeypatch.setattr(NonReversible, "flow", lambda self, h: durations.append(h) or original(self, h))
     process.transition(*(lambda times: (times[:-1], times[1:]))(rj.time_grid(process, 50, "uniform")))
     assert len(durations) == 51 + 1  # every level, and one step
+
+
+def test_the_steps_of_the_last_grid_are_kept_in_either_order_and_precision(monkeypatch):
+    process, made = NonReversible(U, Q, t_max=2.0), []
+    original = NonReversible._transitions_of
+    monkeypatch.setattr(NonReversible, "_transitions_of", lambda self, s, t: made.append(0) or original(self, s, t))
+    times = rj.time_grid(process, 5)
+    down, up = transitions(process, times), transitions(process, times, towards_noise=True)
+    inside = jax.jit(lambda: transitions(process, times).u)()  # nothing traced is kept
+    again = transitions(process, times)
+    assert len(made) == 1
+    assert again.gain is down.gain
+    np.testing.assert_array_equal(up.gain, down.gain[::-1])
+    np.testing.assert_array_equal(inside, down.u)
+    np.testing.assert_array_equal(up.gain, process.transition(times[:-1], times[1:]).gain)
+    with jax.enable_x64(False):
+        assert transitions(process, times).gain.dtype == jnp.float32
+    other = rj.time_grid(process, 6)
+    assert len(transitions(process, other).u) == 6
+    fresh = NonReversible(U, Q, t_max=2.0)
+    jax.jit(lambda: transitions(fresh, times).u)()
+    np.testing.assert_array_equal(np.asarray(transitions(fresh, times).gain), down.gain)
 
 
 def test_grids_of_linear_processes():
