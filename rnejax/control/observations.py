@@ -31,7 +31,6 @@ from ..density import check_times
 from ..kernels import Array
 from ..model import DiffusionModel
 from ..processes import NoiseLevel
-from ..processes.gaussian import require_scalar
 from .targets import Target, as_target, tilt
 
 
@@ -49,7 +48,7 @@ class PredictionError:
 
     def variance(self, process: Any, times: np.ndarray) -> np.ndarray:
         logarithms = np.log(np.maximum(self.variances, 1e-30))
-        return np.exp(np.interp(process._level(times).log_snr, self.log_snr, logarithms))
+        return np.exp(np.interp(process.log_snr(times), self.log_snr, logarithms))
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,10 @@ class ModelCovariance:
     gain: float
 
     def variance(self, process: Any, times: np.ndarray) -> np.ndarray:
-        level = process._level(times)
-        variance = level.reference_posterior_variance * self.gain
+        scales = jax.vmap(lambda level: level.posterior_scale)(process.level(times))
+        variance = np.asarray(scales, np.float64) ** 2 * self.gain
         if self.log_snr:
-            variance = variance * np.interp(level.log_snr, self.log_snr, self.ratio)
+            variance = variance * np.interp(process.log_snr(times), self.log_snr, self.ratio)
         return np.asarray(variance)
 
 
@@ -170,7 +169,8 @@ def observe(
     """
     base = as_target(model_or_target)
     model = base.models[0]
-    require_scalar(model.process, "an observation with Gaussian noise")
+    if model.process.is_discrete:
+        raise ValueError(f"observations with Gaussian noise are of numbers; {type(model.process).__name__} has tokens")
     y = jnp.asarray(y, jnp.result_type(float))
     noise_std = check_number("noise_std", noise_std)
     if not noise_std > 0:

@@ -24,6 +24,38 @@ def gaussian_model():
 MODEL = gaussian_model()
 
 
+LINEAR = [
+    rj.processes.NonReversible(np.diag([2.0, 1.0]), [[0.0, 1.5], [-1.5, 0.0]], data_covariance=DATA_STD**2, t_min=0.01),
+    rj.processes.CriticallyDamped(data_std=DATA_STD, t_min=0.05),
+]
+
+
+@pytest.mark.parametrize("process", LINEAR, ids=lambda process: type(process).__name__)
+def test_a_linear_sde_is_observed_like_any_other(process):
+    y, noise_std = jnp.asarray([0.8]), 0.4
+    data = rj.systems.GaussianMixture([(0.0, 0.0)], DATA_STD)
+    model = data.model(process, "score")
+    shape = model.shape
+
+    def operator(x):
+        return x.reshape(-1)[:1]  # of a phase space, the first position
+
+    target = rj.observe(model, operator, y, noise_std)
+    strengths = target.strengths_at(rj.time_grid(process, 20))[:, 0]
+    assert strengths[0] == 1
+    assert np.all(np.diff(strengths) < 0)
+    result = rj.steer(jax.random.key(0), target, rj.time_grid(process, 60), 256, num_groups=16, warn=False)
+    law = process.reference(process.t_min, shape)
+    first = jnp.zeros(shape).at[(0,) * len(shape)].set(1.0)
+    prior = float(jnp.vdot(first, law.covariance_times(first)))  # of what is observed, at t_min
+    total = prior + noise_std**2
+    evidence = -0.5 * float(y[0]) ** 2 / total - 0.5 * np.log(2 * np.pi * total)
+    log_mean = jax.scipy.special.logsumexp(result.log_normalizer) - np.log(16)
+    assert abs(log_mean - evidence) < 4 * result.standard_error
+    mean, error = rj.weighted_mean(operator, result)
+    assert np.all(np.abs(mean - prior / total * y) < 4 * error)
+
+
 @pytest.mark.parametrize("noise_std", [0.1, 0.5])
 def test_posterior_and_evidence_are_those_of_the_conjugate_gaussian(noise_std):
     y = jnp.asarray([0.8])
