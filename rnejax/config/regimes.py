@@ -80,7 +80,7 @@ class TrainedStudy(Section):
     """numbers of steps at which samples are judged"""
     many_steps: PositiveInt = 256
     """at which a model's samples are taken for all that it knows"""
-    num_samples: Annotated[Integer, Field(ge=2)] = 1000
+    num_samples: Annotated[Integer, Field(ge=8)] = 1000
     """that are judged, of every network"""
 
 

@@ -21,6 +21,8 @@ from .build import make_times
 from .folder import Output, RunFolder, summary
 
 GRIDS = ("uniform", "quadratic", "log_time")
+COLUMNS = 8
+"""images of a row of the sheet"""
 
 
 class TwoClasses(NamedTuple):
@@ -31,7 +33,8 @@ class TwoClasses(NamedTuple):
     Attributes:
       train, test: images (n, d).
       side: of the test images, True for the first digit, (n,).
-      scale: coordinates per grey level, black being 1.
+      centre: in grey levels from 0 to 1, (d,).
+      scale: coordinates per grey level.
       mean: m, half the difference of the classes' means, (d,).
       within: the covariance of the training images within their classes, (d, d).
       known: what noise and reference know of it: shrunk towards a multiple of the identity, plus m m^T.
@@ -40,6 +43,7 @@ class TwoClasses(NamedTuple):
     train: np.ndarray
     test: np.ndarray
     side: np.ndarray
+    centre: np.ndarray
     scale: float
     mean: np.ndarray
     within: np.ndarray
@@ -52,6 +56,11 @@ class TwoClasses(NamedTuple):
         found: np.ndarray = np.linalg.solve(shrunk, self.mean)
         return found
 
+    def pictures(self, x: np.ndarray) -> np.ndarray:
+        """Grey levels from 0 to 1, (n, height, width)."""
+        levels: np.ndarray = (self.centre + x / self.scale).reshape(-1, *small_digits.IMAGE_SHAPE)
+        return levels
+
 
 def run_trained(config: RegimesRun, study: TrainedStudy, output: Output) -> None:
     """Train under every noise, clone, and count steps."""
@@ -63,6 +72,7 @@ def run_trained(config: RegimesRun, study: TrainedStudy, output: Output) -> None
     arrays: dict[str, Any] = {"train": data.train, "test": data.test}
     panels, lines, marks = {}, {}, {}
     quality: dict[str, np.ndarray] = {}
+    sheets: dict[str, np.ndarray] = {}
     floor = relative_energy_distance(data.train, data.test)
     accuracy = float(((data.test @ data.direction > 0) == data.side).mean())
     folder.record(num_train=len(data.train), num_test=len(data.test), label_accuracy=accuracy, train_to_test=floor)
@@ -75,7 +85,7 @@ def run_trained(config: RegimesRun, study: TrainedStudy, output: Output) -> None
             described, line, mark = describe(process, data, clones, config)
             metrics[name] = described | {"held_out_loss": summary(held_out)} | judged.described
             panels[name], lines[name], marks[name] = clones, {"class": line}, mark
-            quality[name] = judged.to_itself
+            quality[name], sheets[name] = judged.to_itself, data.pictures(judged.shown)
             for label, found in clones.items():
                 for part in ("time", "probability", "lower", "upper"):
                     arrays[f"{name}_{label.replace(', ', '_').replace(' ', '_')}_{part}"] = getattr(found, part)
@@ -84,6 +94,9 @@ def run_trained(config: RegimesRun, study: TrainedStudy, output: Output) -> None
     folder.arrays("samples.npz", **arrays)
     folder.picture("cloning.png", cloning_curves(panels, lines, marks=marks))
     folder.picture("quality.png", draw_quality(study, quality))
+    rows = [f"{count} steps" for count in (*study.few_steps, study.many_steps)]
+    sheets["images"] = data.pictures(data.test[: COLUMNS * len(rows)])
+    folder.picture("samples.png", plot.compare_sheets(sheets, columns=COLUMNS, value_range=(1.0, 0.0), row_labels=rows))
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
@@ -122,6 +135,7 @@ def two_classes(study: TrainedStudy, seed: int) -> TwoClasses:
         train=(train - centre) * scale,
         test=(images[n:] - centre) * scale,
         side=side[n:],
+        centre=centre,
         scale=scale,
         mean=mean * scale,
         within=within * scale**2,
@@ -288,10 +302,14 @@ def describe(
 
 
 class Judged(NamedTuple):
-    """Distances of samples, (seeds, grids, numbers of steps), and what metrics.json says of them."""
+    """Distances of samples, (seeds, grids, numbers of steps), and what metrics.json says of them.
+
+    ``shown`` are some of the first network's, in rows of as many steps, on the grid that suits it best.
+    """
 
     to_itself: np.ndarray
     to_test: np.ndarray
+    shown: np.ndarray
     described: dict[str, Any]
 
 
@@ -300,6 +318,7 @@ def judge(key: Any, models: list[rj.DiffusionModel], study: TrainedStudy, data: 
     process = models[0].process
     shape = len(models), len(GRIDS), len(study.few_steps)
     to_itself, to_test = np.zeros(shape), np.zeros(shape)
+    some: dict[tuple[int, int], np.ndarray] = {}
     at_best: dict[str, list[float]] = {"to_test": [], "copies": [], "first_class": [], "floor": []}
 
     def samples(index: int, model: rj.DiffusionModel, num_steps: int, kind: str) -> np.ndarray:
@@ -315,11 +334,15 @@ def judge(key: Any, models: list[rj.DiffusionModel], study: TrainedStudy, data: 
         at_best["to_test"].append(relative_energy_distance(best, data.test))
         at_best["floor"].append(relative_energy_distance(best, again))
         at_best["first_class"].append(float((best @ data.direction > 0).mean()))
+        if i == 0:
+            many = best[:COLUMNS]
         nearest = np.sort(cdist(best, data.train), axis=1)
         at_best["copies"].append(float((nearest[:, 0] < 0.5 * nearest[:, 1]).mean()))
         for j, kind in enumerate(GRIDS):
             for k, num_steps in enumerate(study.few_steps):
                 x = samples(i * count + 2 + j * len(study.few_steps) + k, model, num_steps, kind)
+                if i == 0:
+                    some[j, k] = x[:COLUMNS]
                 to_itself[i, j, k] = relative_energy_distance(x, best)
                 to_test[i, j, k] = relative_energy_distance(x, data.test)
     described = {
@@ -335,7 +358,14 @@ def judge(key: Any, models: list[rj.DiffusionModel], study: TrainedStudy, data: 
             for k, num_steps in enumerate(study.few_steps)
         ],
     }
-    return Judged(to_itself, to_test, described)
+    suits = best_grid(to_itself)
+    shown = np.concatenate([*(some[suits, k] for k in range(len(study.few_steps))), many])
+    return Judged(to_itself, to_test, shown, described)
+
+
+def best_grid(to_itself: np.ndarray) -> int:
+    """The grid whose samples are nearest to many steps', on the whole."""
+    return int(to_itself.mean(axis=(0, 2)).argmin())
 
 
 def relative_energy_distance(x: np.ndarray, y: np.ndarray) -> float:
@@ -355,7 +385,7 @@ def draw_quality(study: TrainedStudy, quality: dict[str, np.ndarray]) -> Any:
     """Every noise on the grid that suits it best on the whole."""
     groups, errors = {}, {}
     for name, values in quality.items():
-        best = int(values.mean(axis=(0, 2)).argmin())
+        best = best_grid(values)
         label = f"{name} ({GRIDS[best].replace('_', ' ')} grid)"
         groups[label] = values[:, best].mean(axis=0)
         if len(values) > 1:
@@ -366,5 +396,5 @@ def draw_quality(study: TrainedStudy, quality: dict[str, np.ndarray]) -> Any:
         errors=errors,
         log_x=True,
         xlabel="steps",
-        ylabel=f"energy distance to {study.many_steps} steps",
+        ylabel=f"relative energy distance to {study.many_steps} steps",
     )
