@@ -213,7 +213,11 @@ class DiffusionModel:
                 "rnejax.log_density estimates"
             )
         self.check_state("x", x)
-        return self._call(x[None], self.process.level(t))[0]
+        return self.energy_at(x, self.process.level(t))
+
+    def energy_at(self, x: Array, level: Level) -> Array:
+        """E at a noise level, of a model that predicts it."""
+        return self._call(x[None], level)[0]
 
     def kernel(self, transition: Transition, x_t: Array, evaluation: Evaluation) -> Kernel:
         """K(x_s | x_t) from what the model said of x_t (one example)."""

@@ -145,14 +145,34 @@ class LinearProcess(Process):
 
     def snap_traced(self, t: Array) -> LinearLevel:
         """The levels of the table that are nearest to times that are known only under jit, (n,)."""
-        times, table = self._table
-        root = jnp.sqrt(t)
-        low, high = (float(np.sqrt(end)) for end in (times[0], times[-1]))
-        index = jnp.clip(jnp.round((root - low) / (high - low) * (len(times) - 1)), 0, len(times) - 1).astype(int)
+        return self._nearest(self._table[1], t)
+
+    def _nearest(self, table: Any, t: Array) -> Any:
+        """Of what there is one of for every time of the table, those for the nearest to t (n,)."""
+        low, high = np.sqrt(self._table[0][[0, -1]])
+        index = jnp.round((jnp.sqrt(t) - low) / (high - low) * (self.num_levels - 1))
+        index = jnp.clip(index, 0, self.num_levels - 1).astype(int)
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype)[index], table)
 
     def training_levels(self, t: Any) -> LinearLevel:
         return self.snap_traced(t) if is_traced(t) else self.level(t)
+
+    def training_steps(self, t: Any, uniforms: Array, ratio: tuple[float, float]) -> LinearTransition:
+        """Steps down from the times of the table that are nearest to t: one for each, of a ratio of its own."""
+        if ratio not in self._training_steps:
+            times, (low, high) = self._table[0], ratio
+            if not times[0] > 0:
+                raise ValueError(f"steps of a ratio t / s lead from t > 0: t_min must be positive, got {self.t_min:g}")
+            # Multiples of the golden ratio fill the unit interval evenly, and so do those of any run of neighbours.
+            spread = 0.01 + 0.99 * np.mod(np.arange(len(times)) * (np.sqrt(5) - 1) / 2, 1)
+            starts = np.maximum(times / (low + (high - low) * spread), 0.999 * times[0])
+            self._training_steps.clear()
+            self._training_steps[ratio] = self._transitions_of(starts, times)
+        return self._nearest(self._training_steps[ratio], t)
+
+    @cached_property
+    def _training_steps(self) -> dict[tuple[float, float], LinearTransition]:
+        return {}
 
     def log_snr(self, t: Any) -> Any:
         times, table = self._table

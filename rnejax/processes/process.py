@@ -127,6 +127,15 @@ class Process:
         """Levels for training at random times (n,): at these, or at the nearest ones that there are under jit."""
         return self.level(t)
 
+    def training_steps(self, t: Any, uniforms: Array, ratio: tuple[float, float]) -> Any:
+        """Steps for training that begin at random times t (n,), with t / s uniform in ``ratio``, stacked.
+
+        They end at t_min at the lowest, or just below it, so that none has length zero. Under jit t may have to be
+        times of `training_levels`, and the steps those that there are from them.
+        """
+        low, high = ratio
+        return self.transition(jnp.maximum(t / (low + (high - low) * uniforms), 0.999 * self.t_min), t)
+
     def transition(self, s: Any, t: Any) -> Any:
         """The step between s < t (or many steps, stacked).
 

@@ -28,7 +28,7 @@ from ..covariance import Covariance
 from ..increments import ESTIMATORS, get_estimator, increment, reference_difference
 from ..kernels import Array, event_sum
 from ..model import DiffusionModel
-from ..processes.gaussian import drift_and_diffusion, reference, require_scalar
+from ..processes.gaussian import drift_and_diffusion, require_scalar
 from .denoising import Prepare
 from .times import low_discrepancy_uniforms
 
@@ -113,25 +113,26 @@ class Pair(NamedTuple):
 def noising_pair(key: Array, process: Any, x0: Array, s: Array, t: Array, noise: Array) -> Pair:
     """x_t = alpha_t x_0 + sigma_t eps of this noise, and x_s between x_0 and x_t: a transition, drawn from its end.
 
-    Given x_0 and x_t, the noise of x_s is N((a sigma_s / sigma_t) eps, v / sigma_t^2): the bridge.
-
     Args:
       key: of what the bridge adds.
-      process: a scalar Gaussian process.
-      x0, noise: (n, *shape), on the process's subspace.
+      process: a process of numbers that diffuse; of a linear SDE with times that are known.
+      x0: clean data, (n, *shape), on the process's subspace.
       s, t: (n,), s < t.
+      noise: standard, of the states' shape, on the subspace.
     """
-    project = jax.vmap(process.subspace.project)
-    fresh = project(jax.random.normal(key, x0.shape, x0.dtype))
+    x_t = jax.vmap(lambda level, x0, noise: level.noised(x0, noise))(process.level(t), x0, noise)
+    return Pair(bridge(key, process.transition(s, t), x0, x_t), x_t, s, t)
 
-    def one(x0: Array, s: Array, t: Array, noise: Array, fresh: Array) -> tuple[Array, Array]:
-        step = process.transition(s, t)
-        kept = step.decay * step.s.sigma / step.t.sigma
-        noise_s = kept * noise + jnp.sqrt(step.variance) / step.t.sigma * fresh
-        return step.s.alpha * x0 + step.s.sigma * noise_s, step.t.alpha * x0 + step.t.sigma * noise
 
-    x_s, x_t = jax.vmap(one)(x0, s, t, noise, fresh)
-    return Pair(x_s, x_t, s, t)
+def bridge(key: Array, steps: Any, x0: Array, x_t: Array) -> Array:
+    """x_s between clean data and x_t: the reverse kernel of somebody who knows x_0, with no covariance of it left."""
+
+    def one(key: Array, step: Any, x0: Array, x_t: Array) -> Array:
+        excess = step.t.excess(x0[None], x_t[None], "x0")[0]
+        x_s: Array = step.reverse(x_t, excess, -jnp.ones((), x_t.dtype)).sample(key)
+        return x_s
+
+    return jax.vmap(one)(jax.random.split(key, len(x0)), steps, x0, x_t)
 
 
 def energy_loss(
@@ -170,7 +171,8 @@ def energy_loss(
     (pseudo-Huber): the same where u is small against c = ``bound``, and of a bounded gradient beyond.
 
     Args:
-      process: a scalar Gaussian process.
+      process: a process of numbers that diffuse; ``rne_euler`` and ``fokker_planck`` take a scalar one. A linear SDE
+        has `num_levels` times, each with one step of its own ratio. Of a phase space it is the whole state's energy.
       apply: apply(params, x, t, condition) -> energies (n,), on a batch.
       prepare: prepare(key, batch) -> (x0, condition).
       weights: of the terms, by name; what is left out is not computed.
@@ -182,11 +184,14 @@ def energy_loss(
       bound: c of ``rne``, in nats per unit of log-SNR and root of a dimension; ``math.inf`` for squares.
 
     Raises:
-      ValueError: for an unknown term, a weight that is not positive, none at all, a ratio below 1, a thinning that is
-        no positive integer, or a bound that is not positive.
+      ValueError: for an unknown term or one that the process has not, a weight that is not positive, none at all, a
+        ratio below 1, a thinning that is no positive integer, or a bound that is not positive.
     """
-    require_scalar(process, "the loss of an energy")
+    if process.is_discrete:
+        raise ValueError(f"energies are of states that are numbers; {type(process).__name__} is a process of tokens")
     weights = _check_terms(weights)
+    for name in {"rne_euler", "fokker_planck"} & weights.keys():
+        require_scalar(process, f"the term {name}")
     thin = {name: check_count(f"thinning of {name}", thinning.get(name, 1)) for name in TERMS}
     low, high = step_ratio
     if not 1 <= low <= high or high == 1:
@@ -200,14 +205,12 @@ def energy_loss(
         count = len(data.t)
         if name == "rne":
             drawn = jax.random.uniform(keys["ratio"], (count,), data.t.dtype, minval=0.01)
-            # A step that would begin below t_min begins just below it, so that no step has length zero.
-            s = jnp.maximum(data.t / (low + (high - low) * drawn), process.t_min * 0.999)
             corrected = data._replace(model=data.model.with_covariance(covariance))
-            evaluation = corrected.evaluate(keys["score"])
-            return corrected.each(_squared_residual, *data.pair(keys[name], s), jax.lax.stop_gradient(evaluation))
+            steps = process.training_steps(data.t, drawn, (low, high))
+            return corrected.squared_residuals(keys[name], steps, corrected.evaluate(keys["score"]))
         if name == "rne_euler":
             s = jnp.maximum(data.t - euler_step, 0.5 * process.t_min)
-            return data.each(_squared_residual, *data.pair(keys[name], s), jax.lax.stop_gradient(evaluation))
+            return data.squared_residuals(keys[name], process.transition(s, data.t), evaluation)
         if name == "fokker_planck":
 
             def rate(model: DiffusionModel, x: Array, t: Array, key: Array) -> Array:
@@ -219,11 +222,11 @@ def energy_loss(
             one, other = (data.each(rate, data.x_t, data.t, probe) for probe in probes)
             return one * other / per_log_snr**2
         end = process.level(process.t_max)
-        at_end = reference(end, data.x0.shape[1:], process.subspace)
-        fresh = jax.vmap(process.subspace.project)(jax.random.normal(keys[name], data.x0.shape, data.x0.dtype))
+        at_end = process.reference_at(end, data.x_t.shape[1:])
+        fresh = jax.vmap(process.subspace.project)(jax.random.normal(keys[name], data.x_t.shape, data.x0.dtype))
         return data.each(
             lambda model, x: (model.energy(x, process.t_max) + at_end.log_prob(x)) ** 2,
-            end.alpha * data.x0 + end.sigma * fresh,
+            jax.vmap(end.noised)(data.x0, fresh),
         )
 
     def loss(key: Array, params: Any, batch: Any) -> tuple[Array, dict[str, Array]]:
@@ -232,29 +235,30 @@ def energy_loss(
         count = len(x0)
         uniforms = low_discrepancy_uniforms(keys["times"], count)
         t = process.t_min + (process.t_max - process.t_min) * uniforms if times is None else times(uniforms)
-        noise = jax.vmap(process.subspace.project)(jax.random.normal(keys["noise"], x0.shape, x0.dtype))
+        shape = process.state_shape(x0.shape[1:])
+        noise = jax.vmap(process.subspace.project)(jax.random.normal(keys["noise"], (count, *shape), x0.dtype))
         noise = jax.lax.optimization_barrier(noise)
-        level = process.level(t)
-        x_t = jax.vmap(lambda level, x0, noise: level.alpha * x0 + level.sigma * noise)(level, x0, noise)
+        level = process.training_levels(t)
+        t = jnp.asarray(level.t, t.dtype)
+        x_t = jax.vmap(lambda level, x0, noise: level.noised(x0, noise))(level, x0, noise).astype(x0.dtype)
         model = DiffusionModel(
             process,
             lambda params, x, t, condition: apply(params, x, t, *([] if condition is None else [condition])),
             "energy",
-            "euler",
-            x0.shape[1:],
+            "euler" if "rne_euler" in weights else "reference",
+            shape,
             params=params,
             condition=None if condition is None else jax.tree.map(lambda leaf: leaf[0], condition),
             batched=True,
         )
-        data = _Noised(model, condition, x0, noise, x_t, t)
+        data = _Noised(model, condition, x0, x_t, t, level)
         evaluation = data.evaluate(keys["score"])
         terms: dict[str, Array] = {}
         for name in weights:
             if name == "score":
-                axes = tuple(range(1, x0.ndim))
-                clean = jax.vmap(type(level).denoised)(level, x_t, evaluation.excess)
-                error = (clean - x0) * jnp.expand_dims(level.alpha / level.sigma, axes)
-                terms[name] = jnp.sum(error**2, axis=axes) / process.subspace.dimension(x0.shape[1:])
+                error = jax.vmap(type(level).denoised)(level, x_t, evaluation.excess) - x0
+                error = jax.vmap(type(level).whiten_mean)(level, error)  # as one of the noise
+                terms[name] = jnp.sum(error**2, axis=1) / process.subspace.dimension(x0.shape[1:])
                 continue
             some = slice(None, None, thin[name])
             chosen, said = jax.tree.map(lambda leaf, some=some: leaf[some], (data._replace(model=None), evaluation))
@@ -276,14 +280,14 @@ def pseudo_huber(square: Array, bound: float) -> Array:
 
 
 class _Noised(NamedTuple):
-    """Examples with one noise each: x_t = alpha_t x0 + sigma_t noise. All but the model have a batch axis."""
+    """Examples with one noised state each. All but the model have a batch axis."""
 
     model: Any
     condition: Any
     x0: Array
-    noise: Array
     x_t: Array
     t: Array
+    level: Any
 
     def each(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """function(model under the example's condition, ...) over the examples."""
@@ -296,23 +300,22 @@ class _Noised(NamedTuple):
     def evaluate(self, key: Array) -> Any:
         """What the model says at (x_t, t): its score, and what its covariance needs."""
 
-        def one(model: DiffusionModel, x: Array, t: Array, key: Array) -> Any:
-            return model._evaluate_one(x, model.process.level(t), key)
+        def one(model: DiffusionModel, x: Array, level: Any, key: Array) -> Any:
+            return model._evaluate_one(x, level, key)
 
-        return self.each(one, self.x_t, self.t, jax.random.split(key, len(self.t)))
+        return self.each(one, self.x_t, self.level, jax.random.split(key, len(self.t)))
 
-    def pair(self, key: Array, s: Array) -> Pair:
-        """States at s between x0 and x_t."""
-        return noising_pair(key, self.model.process, self.x0, s, self.t, self.noise)
+    def squared_residuals(self, key: Array, steps: Any, evaluation: Any) -> Array:
+        """The squares of `rne_residual` per unit of log-SNR, with the model's evaluation at (x_t, t) known."""
 
+        def one(model: DiffusionModel, x_s: Array, x_t: Array, step: Any, said: Any) -> Array:
+            change = ESTIMATORS[get_estimator(None, model)](model, step, x_s, x_t, said)
+            change = jax.lax.stop_gradient(change + reference_difference(model.process, step, x_s, x_t))
+            residual = model.energy_at(x_t, step.t) - model.energy_at(x_s, step.s) - change
+            return (residual / (step.s.log_snr - step.t.log_snr)) ** 2
 
-def _squared_residual(model: DiffusionModel, x_s: Array, x_t: Array, s: Array, t: Array, said: Any) -> Array:
-    """The square of `rne_residual` per unit of log-SNR, with the model's evaluation at (x_t, t) known."""
-    step = model.process.transition(s, t)
-    change = ESTIMATORS[get_estimator(None, model)](model, step, x_s, x_t, said)
-    change = jax.lax.stop_gradient(change + reference_difference(model.process, step, x_s, x_t))
-    residual = model.energy(x_t, t) - model.energy(x_s, s) - change
-    return (residual / (step.s.log_snr - step.t.log_snr)) ** 2
+        x_s = bridge(key, steps, self.x0, self.x_t)
+        return self.each(one, x_s, self.x_t, steps, jax.lax.stop_gradient(evaluation))
 
 
 def score_of_energy(apply: Callable[..., Array]) -> Callable[..., Array]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closed_forms import GAUSSIAN, LINEAR, moments
 
 import rnejax as rj
 from rnejax.kernels import CentreOfMassFree
@@ -322,3 +323,90 @@ class TestEnergyLoss:
     def test_what_cannot_be_is_refused(self, options, message):
         with pytest.raises(ValueError, match=message):
             energy_loss(PROCESS, exact_energy, **options)
+
+
+SOME = [list(LINEAR)[i] for i in (1, 2, 4, 6)]  # diagonal, dense, circulating, a phase space
+every_linear = pytest.mark.parametrize("process", SOME, ids=lambda process: type(process).__name__)
+
+
+def covariance_at(process, t):
+    """Of the noised Gaussian data, centred, of the flattened state."""
+    signal, noise = moments(process, t, 3)
+    return signal @ jnp.asarray(GAUSSIAN.covariances[0]) @ signal.T + noise
+
+
+@every_linear
+class TestLinearNoise:
+    """Gaussian data, whose energy is known at all times by matrices that the library does not use."""
+
+    @pytest.fixture(autouse=True)
+    def double_precision(self):
+        with jax.enable_x64(True):
+            yield
+        jax.clear_caches()
+
+    @staticmethod
+    def data(n):
+        root = np.linalg.cholesky(GAUSSIAN.covariances[0])
+        return jnp.asarray(np.random.default_rng(3).normal(size=(n, 3)) @ root.T)
+
+    @staticmethod
+    def losses(process, weights, factors, n=256, **options):
+        def energy(params, x, t):
+            def one(x, t):
+                covariance, x = covariance_at(process, t), x.reshape(-1)
+                log_det = jnp.linalg.slogdet(2 * jnp.pi * covariance)[1]
+                return 0.5 * x @ jnp.linalg.solve(covariance, x) + 0.5 * log_det
+
+            return params * jax.vmap(one)(x, t)
+
+        loss = jax.jit(energy_loss(process, energy, weights=weights, thinning={}, bound=np.inf, **options))
+        return [np.asarray(loss(KEY, jnp.asarray(factor), TestLinearNoise.data(n))[0]) for factor in factors]
+
+    def test_pairs_are_noising_transitions(self, process):
+        n = 20_000
+        s, t = process.t_min + 0.2 * (process.t_max - process.t_min), 0.5 * process.t_max
+        noise = jax.random.normal(KEY, (n, *process.state_shape((3,))))
+        pair = noising_pair(jax.random.key(2), process, self.data(n), jnp.full(n, s), jnp.full(n, t), noise)
+        x_s, x_t = (np.asarray(x).reshape(n, -1) for x in (pair.x_s, pair.x_t))
+        at_s, at_t = covariance_at(process, s), covariance_at(process, t)
+        forward = jax.vmap(lambda x: process.forward(x, s, t).mean)(pair.x_s)
+        between = np.asarray(x_t - np.asarray(forward).reshape(n, -1))  # knows nothing of where it starts
+        for one, other, expected in [(x_s, x_s, at_s), (x_t, x_t, at_t), (between, x_s, np.zeros_like(at_s))]:
+            errors = np.sqrt(2 / n) * one.std(axis=0)[:, None] * other.std(axis=0)  # of a product's mean, at most
+            assert np.all(np.abs(one.T @ other / n - expected) < 5 * errors)
+
+    def test_the_residual_vanishes_for_the_exact_energy_and_for_no_other(self, process):
+        exact, wrong = self.losses(process, {"rne": 1.0}, (1.0, 1.2))
+        # A residual is a difference of energies of up to 1e3 nats, rounded to 1e-16 of themselves and magnified by
+        # covariances of a condition of 1e6 (phase space at little noise), over a step of 1e-2 in log-SNR.
+        assert exact.max() < 1e-10
+        assert wrong.mean() > 1e-3
+
+    def test_the_exact_energy_is_a_minimum_of_score_matching(self, process):
+        step = 1e-3
+        for factor, has_slope in ((1.0, False), (1.3, True)):
+            down, up = self.losses(process, {"score": 1.0}, (factor - step, factor + step), n=4000)
+            slope = (up - down) / (2 * step)
+            z = slope.mean() / (slope.std() / np.sqrt(len(slope)))
+            assert (abs(z) > 6) == has_slope, z
+            assert abs(z) < 4 or has_slope, z
+
+    def test_the_prior_pins_the_constant(self, process):
+        at_end = np.asarray(covariance_at(process, process.t_max))
+        reference = process.reference(process.t_max, process.state_shape((3,)))
+        exact, wrong = self.losses(process, {"prior": 1.0}, (1.0, 1.5))
+        units = jnp.eye(len(at_end)).reshape(-1, *process.state_shape((3,)))
+        theirs = np.asarray(jax.vmap(reference.covariance_times)(units)).reshape(len(at_end), -1)
+        # log p - log reference is a quadratic form in the difference of the two covariances.
+        difference = np.linalg.inv(at_end) - np.linalg.inv(theirs)
+        mean = -0.5 * np.trace(difference @ at_end) + 0.5 * np.linalg.slogdet(theirs @ np.linalg.inv(at_end))[1]
+        variance = 0.5 * np.trace(difference @ at_end @ difference @ at_end)
+        expected = (mean**2 + variance) / 3
+        assert abs(exact.mean() - expected) < 5 * exact.std() / np.sqrt(len(exact)) + 1e-12
+        assert wrong.mean() > 10 * exact.mean()
+
+    def test_terms_of_scalar_processes_are_refused(self, process):
+        for name in ("rne_euler", "fokker_planck"):
+            with pytest.raises(ValueError, match=f"the term {name} exists for scalar Gaussian processes only"):
+                energy_loss(process, exact_energy, weights={name: 1.0})
