@@ -24,9 +24,9 @@ def truth(data, process, x, t):
 # --------------------------------------------------------------------------- exact where the reverse kernels are exact
 
 
-def assert_exact(process, num_steps, tolerance):
+def assert_exact(process, num_steps, tolerance, prediction="x0"):
     """At given points: every path of each gives the density, so that there is no spread either."""
-    model = GAUSSIAN.model(process, covariance="full")
+    model = GAUSSIAN.model(process, prediction, "full")
     times = rj.time_grid(process, num_steps, "uniform")
     points = jnp.asarray([[0.7, -0.4, 0.2], [-0.5, 0.1, 1.4], [1.9, 0.3, -0.6]])
     if len(model.shape) == 2:  # positions, with velocities of about the size that they start with
@@ -45,7 +45,13 @@ every_process = pytest.mark.parametrize(
 
 @every_process
 def test_gaussian_data_have_exact_densities_in_single_precision(process):
-    assert_exact(process, 3, 1e-3)
+    assert_exact(process, 3, 1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["score", "epsilon"])
+@pytest.mark.parametrize("process", LINEAR, ids=lambda process: f"{type(process).__name__}-{process.t_max:g}")
+def test_what_linear_sdes_are_asked_for_costs_no_digits(process, prediction):
+    assert_exact(process, 3, 1e-4, prediction)
 
 
 @every_process
@@ -61,7 +67,7 @@ def test_the_number_of_steps_does_not_matter_to_gaussian_data(num_steps):
         assert_exact(RectifiedFlow(), num_steps, 1e-9)
 
 
-@pytest.mark.parametrize(("double", "tolerance"), [(False, 1e-3), (True, 1e-9)], ids=["single", "double"])
+@pytest.mark.parametrize(("double", "tolerance"), [(False, 1e-4), (True, 1e-9)], ids=["single", "double"])
 def test_samples_of_gaussian_data_come_with_their_exact_density(double, tolerance):
     with jax.enable_x64(double):
         process = Cosine(data_std=0.6)

@@ -57,9 +57,9 @@ class TwoClasses(NamedTuple):
         return found
 
     def pictures(self, x: np.ndarray) -> np.ndarray:
-        """Grey levels from 0 to 1, (n, height, width)."""
-        levels: np.ndarray = (self.centre + x / self.scale).reshape(-1, *small_digits.IMAGE_SHAPE)
-        return levels
+        """Grey levels from 0 to 1, (n, height, width), with a white margin: digits fill their images to the edge."""
+        levels = (self.centre + x / self.scale).reshape(-1, *small_digits.IMAGE_SHAPE)
+        return np.pad(levels, ((0, 0), (1, 1), (1, 1)))
 
 
 def run_trained(config: RegimesRun, study: TrainedStudy, output: Output) -> None:

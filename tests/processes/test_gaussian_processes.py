@@ -18,6 +18,7 @@ from rnejax.processes import (
     VarianceExploding,
     VariancePreserving,
 )
+from rnejax.processes.gaussian import tempered_slopes
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 PROCESSES = [
@@ -175,6 +176,23 @@ def test_the_tempered_step_is_reversible_for_the_tempered_reference(process, exp
     np.testing.assert_allclose(slope_b**2 * v_s / exponent + up.variance, v_t / exponent, rtol=1e-10)
     np.testing.assert_allclose(slope_a**2 * v_t / exponent + down.variance, v_s / exponent, rtol=1e-10)
     assert up.variance / step.variance == pytest.approx(down.variance / step.reference_covariance)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 7.3])
+def test_where_nothing_of_a_state_remains_the_slope_is_exactly_zero(exponent):
+    # 1 - bar rho u is a rounding error there, whose root, 2e-4, is another in each program that computes it.
+    with jax.enable_x64(False):
+        u = jnp.linspace(1 / exponent, 1, 301)[1:]
+        kappa = jnp.sqrt(1 - u)
+        rho, difference = tempered_slopes(jnp.float32(exponent), u, kappa)
+        cut = np.asarray(exponent * u > 1)
+        np.testing.assert_array_equal(np.asarray(difference + kappa)[cut], 0)
+        np.testing.assert_allclose(exponent * rho[cut] * u[cut], 1, rtol=1e-6)
+        np.testing.assert_array_equal(rho[~cut], 1)
+        assert exponent == 1 or cut.sum() > 290
+    for of in (0, 1):  # and its derivatives are numbers, on either side and where they meet
+        slopes = jax.jacfwd(lambda x: tempered_slopes(x, jnp.asarray(0.5), jnp.sqrt(0.5))[of])  # noqa: B023
+        assert all(np.isfinite(slopes(x)) for x in (0.5, 1.0, 3.0))
 
 
 # --------------------------------------------------------------------------------------- schedules, by definition
