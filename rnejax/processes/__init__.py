@@ -3,7 +3,8 @@
 from .gaussian import GaussianProcess, GaussianTransition, NoiseLevel
 from .grids import time_grid
 from .langevin import CriticallyDamped, PhaseSpaceLangevin
-from .linear import CoarseGridWarning, LinearProcess, LinearSDE
+from .linear import CoarseGridWarning, LinearProcess
+from .linear_sde import LinearSDE
 from .linear_steps import LinearLevel, LinearTransition
 from .nonreversible import NonReversible
 from .process import Level, Process, Transition
