@@ -26,7 +26,7 @@ from .covariance import Evaluation
 from .kernels import Array, Kernel, event_sum, log_ratio
 from .model import DiffusionModel
 from .processes import GaussianTransition, Process, Transition
-from .processes.gaussian import drift_and_diffusion
+from .processes.gaussian_steps import drift_and_diffusion
 from .processes.grids import validate_times
 
 Increment = Callable[..., Array]

@@ -25,7 +25,7 @@ from ..covariance import Evaluation
 from ..kernels import Array, Gaussian, Kernel, event_sum
 from ..linear import apply
 from ..processes import GaussianTransition, NoiseLevel
-from ..processes.gaussian import drift_and_diffusion
+from ..processes.gaussian_steps import drift_and_diffusion
 
 
 class Local(NamedTuple):

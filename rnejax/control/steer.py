@@ -15,7 +15,8 @@ from ..density import check_times, to_user_log_density, warn_of_signal
 from ..kernels import Array
 from ..model import DiffusionModel
 from ..processes import GaussianProcess, Level, LinearProcess, Process
-from ..processes.gaussian import drift_and_diffusion, require_scalar
+from ..processes.gaussian import require_scalar
+from ..processes.gaussian_steps import drift_and_diffusion
 from ..smc import Resampling, diagnose, run
 from ..smc.faults import raise_on_fault
 from ..smc.weights import relative_error_of_mean

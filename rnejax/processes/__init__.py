@@ -1,6 +1,7 @@
 """Forward (noising) processes: what noise does, exactly."""
 
-from .gaussian import GaussianProcess, GaussianTransition, NoiseLevel
+from .gaussian import GaussianProcess
+from .gaussian_steps import GaussianTransition, NoiseLevel
 from .grids import time_grid
 from .langevin import CriticallyDamped, PhaseSpaceLangevin
 from .linear import CoarseGridWarning, LinearProcess

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ..kernels import Array, FullSpace, Gaussian, Subspace
 from ..linear import Frame, apply, transposed
-from .gaussian import tempered_slopes
+from .gaussian_steps import tempered_slopes
 
 Coefficients = Any  # arrays in float64 on the host where they are made, in JAX's default type where they are used
 

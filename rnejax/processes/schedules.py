@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from .gaussian import GaussianProcess, namespace
+from .gaussian import GaussianProcess
+from .process import namespace
 
 
 def _static(cls: type) -> type:

@@ -28,7 +28,8 @@ from ..covariance import Covariance
 from ..increments import ESTIMATORS, get_estimator, increment, reference_difference
 from ..kernels import Array, event_sum
 from ..model import DiffusionModel
-from ..processes.gaussian import drift_and_diffusion, require_scalar
+from ..processes.gaussian import require_scalar
+from ..processes.gaussian_steps import drift_and_diffusion
 from .denoising import Prepare
 from .times import low_discrepancy_uniforms
 

@@ -11,7 +11,7 @@ import rnejax as rj
 from rnejax.control.problem import initial_law
 from rnejax.control.proposals import Drift, FeynmanKac, Local, combine_covariances
 from rnejax.kernels import CentreOfMassFree, Gaussian
-from rnejax.processes.gaussian import drift_and_diffusion
+from rnejax.processes.gaussian_steps import drift_and_diffusion
 
 KEY = jax.random.key(13)
 OTHER = gaussian([0.3, -0.5], [[0.30, 0.10], [0.10, 0.20]])

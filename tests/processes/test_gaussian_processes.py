@@ -18,7 +18,7 @@ from rnejax.processes import (
     VarianceExploding,
     VariancePreserving,
 )
-from rnejax.processes.gaussian import tempered_slopes
+from rnejax.processes.gaussian_steps import tempered_slopes
 
 BETAS = np.linspace(1e-4, 0.02, 1000)
 PROCESSES = [
