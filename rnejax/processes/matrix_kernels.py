@@ -86,14 +86,16 @@ class Correlation(NamedTuple):
 def correlate(source_root: Matrix, regression: Matrix, noise_root: Matrix, target_root: Matrix) -> Correlation:
     """The canonical coordinates of x = source_root xi and y = regression x + noise_root eta.
 
-    ``target_root`` is a root of the covariance of y. One singular value decomposition gives the noise's share u with
-    all its digits, and an orthogonalisation kappa with its own: 1 - u would have none where noise is all.
+    ``target_root`` is a root of the covariance of y. A singular value decomposition of the noise gives its share u with
+    all its digits, and an orthogonalisation kappa with its own: 1 - u would have none where noise is all. There the
+    noise is the same in all directions up to rounding, and the signal tells them apart.
     """
     k, n = source_root.shape[-1], target_root.shape[-1]
     signal = np.linalg.solve(target_root, regression @ source_root)
     noise = np.linalg.solve(target_root, noise_root)
     left, values, _ = np.linalg.svd(noise)
     left, values = left[..., ::-1], values[..., ::-1]  # the least noisy first
+    left, values = _told_apart_by_signal(left, values, signal, noise)
     right, triangle = np.linalg.qr(np.swapaxes(signal, -1, -2) @ left[..., :k])
     diagonal = np.diagonal(triangle, axis1=-2, axis2=-1)
     right = right * np.where(diagonal < 0, -1.0, 1.0)[..., None, :]
@@ -108,3 +110,18 @@ def correlate(source_root: Matrix, regression: Matrix, noise_root: Matrix, targe
         kappa=np.minimum(np.abs(diagonal), 1.0),
         u=u,
     )
+
+
+def _told_apart_by_signal(left: Matrix, values: Matrix, signal: Matrix, noise: Matrix) -> tuple[Matrix, Matrix]:
+    """Singular vectors and values of the noise, those directions turned in which more than half is noise."""
+    left, values = left.copy(), values.copy()
+    for vectors, sizes, of_signal, of_noise in zip(left, values, signal, noise, strict=True):
+        clear = int((sizes**2 < 0.5).sum())
+        if len(sizes) - clear < 2:
+            continue
+        heard, faint = of_signal.T @ vectors[:, :clear], of_signal.T @ vectors[:, clear:]
+        onto = np.linalg.qr(heard)[0]
+        turn = np.linalg.svd(faint - onto @ (onto.T @ faint))[2].T
+        vectors[:, clear:] = vectors[:, clear:] @ turn
+        sizes[clear:] = np.linalg.norm(of_noise.T @ vectors[:, clear:], axis=0)
+    return left, values

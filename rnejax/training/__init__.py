@@ -9,6 +9,7 @@ from .optimizer import learning_rate_schedule, make_optimizer
 from .preconditioning import Preconditioned
 from .times import TimeLaw, low_discrepancy_uniforms, time_law
 from .tokens import LikelihoodBound, likelihood_bound, token_bound_loss, token_loss
+from .trajectory_balance import Trajectories, batch_log_normalizer, trajectory_balance_residual
 
 __all__ = [
     "DenoisingErrors",
@@ -17,6 +18,8 @@ __all__ = [
     "LikelihoodBound",
     "Preconditioned",
     "TimeLaw",
+    "Trajectories",
+    "batch_log_normalizer",
     "check_state",
     "denoising_evaluator",
     "denoising_loss",
@@ -37,4 +40,5 @@ __all__ = [
     "time_law",
     "token_bound_loss",
     "token_loss",
+    "trajectory_balance_residual",
 ]

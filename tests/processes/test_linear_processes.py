@@ -1,5 +1,6 @@
 """Linear SDEs: exact kernels, canonical coordinates, what is refused."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.stats
 from closed_forms import GAUSSIAN, LINEAR, A, G, Q, U, moments
 
 import rnejax as rj
@@ -86,6 +88,48 @@ def test_canonical_coordinates_keep_the_digits_of_both_small_noise_and_small_sig
     np.testing.assert_allclose(diagonal[0], np.diag(kappa), atol=1e-10)
     for one, inverse in ((found.source, found.source_inverse), (found.target, found.target_inverse)):
         np.testing.assert_allclose(one @ inverse, np.eye(4)[None], atol=1e-12)
+
+
+@pytest.mark.parametrize("num_noisy", [0, 2])
+def test_where_little_signal_is_left_its_directions_are_told_apart_by_it(num_noisy):
+    # The noise is the same in all of them up to rounding: 1 - kappa^2 is 1.
+    kappa = np.array([1e-5, 1e-8, 1e-11])
+    rng = np.random.default_rng(1)
+    source, target = rng.normal(size=(3, 3)), rng.normal(size=(3 + num_noisy, 3 + num_noisy))
+    regression = target[:, :3] * kappa @ np.linalg.inv(source)
+    turned = target @ np.linalg.qr(rng.normal(size=target.shape))[0]
+    found = correlate(source[None], regression[None], turned[None], target[None])
+    np.testing.assert_allclose(found.kappa[0], kappa, rtol=1e-4)  # rounding of the largest, over the smallest
+    again = found.target[0, :, :3] * found.kappa[0] @ found.source_inverse[0]
+    np.testing.assert_allclose(again, regression, rtol=1e-9, atol=1e-12 * np.abs(regression).max())
+
+
+@every_linear
+def test_increments_of_gaussian_data_are_exact_over_steps_of_any_length(process):
+    drift, noise_rate, beta, auxiliary = LINEAR[process]
+    end = 30 / (beta * np.linalg.eigvals(drift).real.min())
+    blocks = process.system.data  # data of the reference's covariance, and another mean: all covariances are right
+    covariance = blocks[0] if blocks.shape[-1] == 3 else np.diag(np.broadcast_to(blocks[:, 0, 0], 3))
+    mean = np.array([0.7, -0.4, 0.2])
+    process = dataclasses.replace(process, t_max=end)
+    model = rj.systems.GaussianMixture([mean], covariances=covariance[None]).model(process, "x0")
+
+    def log_density(x, t):
+        decay = scipy.linalg.expm(-drift * beta * t)
+        law = scipy.linalg.solve_continuous_lyapunov(drift, noise_rate)
+        start = np.diag([0.0, auxiliary]) if len(drift) == 2 else 0.0  # of a phase space: what velocities start with
+        noise = law - decay @ (law - start) @ decay.T
+        if len(drift) == 2:
+            decay, noise = np.kron(decay, np.eye(3)), np.kron(noise, np.eye(3))
+        signal = decay[:, :3]
+        return scipy.stats.multivariate_normal.logpdf(
+            np.asarray(x).reshape(-1), signal @ mean, signal @ covariance @ signal.T + noise
+        )
+
+    for s, t in ((0.05 * end, 0.3 * end), (0.3 * end, end), (0.02 * end, end)):
+        x_s, x_t = (0.5 * jax.random.normal(key, model.shape) for key in jax.random.split(jax.random.key(3)))
+        expected = log_density(x_s, s) - log_density(x_t, t)
+        np.testing.assert_allclose(rj.increment(model, x_s, x_t, s, t), expected, atol=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------------------ kernels

@@ -1,0 +1,298 @@
+"""Relative trajectory balance: exact posteriors have no residual, and the gradient is that of the written-out sum."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from closed_forms import Q, U
+from flax import nnx
+
+import rnejax as rj
+from rnejax.networks import MLP, functional
+from rnejax.processes import AnyOrder, Cosine, NonReversible
+from rnejax.systems import GaussianMixture, TokenLaw
+from rnejax.training import batch_log_normalizer, trajectory_balance_residual
+from rnejax.training.trajectory_balance import _forward, _walk, path_log_ratio
+
+KEY = jax.random.key(21)
+MEAN = np.array([0.4, -0.3, 0.2])
+TILT = np.array([0.8, -0.5, 0.3])  # r(x) = exp(b . x)
+COVARIANCE = np.array([[0.50, 0.20, -0.10], [0.20, 0.30, 0.05], [-0.10, 0.05, 0.80]])
+PROCESSES = [
+    Cosine(t_min=0.01, t_max=1.0),  # no signal is left at the end
+    NonReversible(U, Q, data_covariance=COVARIANCE, t_min=0.01, t_max=80.0),
+    NonReversible(np.diag(U), data_covariance=0.5, t_min=0.01, t_max=60.0),
+]
+every_process = pytest.mark.parametrize("process", PROCESSES, ids=["scalar", "circulating", "diagonal"])
+
+
+@pytest.fixture
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def log_reward(x):
+    return x @ jnp.asarray(TILT, x.dtype)
+
+
+def gaussian(process, shift=(0.0, 0.0, 0.0)):
+    """The exact model of Gaussian data, whose mean is a weight."""
+    return GaussianMixture([MEAN + np.asarray(shift)], covariances=COVARIANCE[None]).model(process, "x0", "full")
+
+
+def at_t_min(process):
+    """The map x_0 -> E[x_{t_min} | x_0], and mean and covariance of the noised data there."""
+    if isinstance(process, NonReversible):
+        moments = process.moments(process.t_min)
+        signal, noise = (
+            each[0] if len(each) == 1 else np.diag(each[:, 0, 0]) for each in (moments.signal, moments.noise)
+        )
+    else:
+        signal = float(process.alpha(process.t_min)) * np.eye(3)
+        noise = float(process.sigma(process.t_min)) ** 2 * np.eye(3)
+    return signal, signal @ MEAN, signal @ COVARIANCE @ signal.T + noise
+
+
+def exact_answer(process):
+    """By how much the data's mean moves where x_{t_min} is tilted by r, and log Z = b . m + b . C b / 2."""
+    signal, mean, covariance = at_t_min(process)
+    return np.linalg.solve(signal, covariance @ TILT), float(TILT @ mean + 0.5 * TILT @ covariance @ TILT)
+
+
+@every_process
+@pytest.mark.parametrize("up", [False, True], ids=["generated", "noised"])
+def test_the_exact_posterior_has_no_residual_on_any_path(process, up, double_precision):
+    shift, log_normalizer = exact_answer(process)
+    times = rj.time_grid(process, 6)
+    data = {"x": jnp.asarray([[0.3, 1.0, -2.0], [4.0, 0.0, 0.1]])} if up else {"num_paths": 8, "inflation": 1.7}
+    paths = trajectory_balance_residual(
+        KEY, gaussian(process, shift), gaussian(process), times, log_reward, log_normalizer, **data
+    )
+    np.testing.assert_allclose(paths.residual, 0, atol=1e-8)
+    assert np.std(paths.log_ratio) > 0.1, "there must be something that cancels"
+    if up:
+        np.testing.assert_allclose(paths.x, data["x"])
+
+
+@every_process
+def test_training_finds_the_posterior_and_its_normaliser(process):
+    shift, log_normalizer = exact_answer(process)
+    prior, times = gaussian(process), rj.time_grid(process, 6)
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 400))
+
+    def loss(params, key):
+        posterior = prior.with_params(params[0])
+        return 0.5 * jnp.mean(
+            trajectory_balance_residual(key, posterior, prior, times, log_reward, params[1], num_paths=64).residual ** 2
+        )
+
+    @jax.jit
+    def train(params):
+        def step(carry, key):
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss, allow_int=True)(params, key)
+            # Of the mixture, the mean alone is tuned.
+            only = jax.tree.map(jnp.zeros_like, params)
+            only = (replace_means(only[0], gradient[0].means), gradient[1])
+            updates, state = optimizer.update(only, state)
+            return (optax.apply_updates(params, updates), state), value
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(KEY, 400))
+
+    (params, _), values = train((prior.params, jnp.zeros(())))
+    assert values[0] > 0.1
+    assert values[-1] < 1e-6
+    assert abs(params[1] - log_normalizer) < 1e-3
+    np.testing.assert_allclose(params[0].means[0], MEAN + shift, atol=1e-3)
+
+
+def replace_means(mixture, means):
+    leaves, tree = jax.tree.flatten(mixture)
+    index = next(i for i, leaf in enumerate(leaves) if leaf is mixture.means)
+    return jax.tree.unflatten(tree, [means if i == index else leaf for i, leaf in enumerate(leaves)])
+
+
+def networks(process, seed=0):
+    """A prior and a posterior that are networks, and differ."""
+    apply, _ = functional(MLP((3,), 8, 1, time_scale="log", rngs=nnx.Rngs(0)))
+    fn = apply.as_prediction()
+    models = []
+    for rngs in (seed, seed + 1):
+        _, params = functional(MLP((3,), 8, 1, time_scale="log", rngs=nnx.Rngs(rngs)))
+        params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.result_type(float)), params)
+        models.append(rj.DiffusionModel(process, fn, "x0", shape=(3,), params=params, batched=True))
+    return models
+
+
+def make_walk(prior, posterior, times, up=False, num_steps=None):
+    x = jnp.asarray([[0.3, 1.0, -2.0], [1.0, 0.0, 0.1]]) if up else None
+    return _walk(KEY, posterior, prior, times, 2, x, 1.5, num_steps)
+
+
+def close(found, expected, rtol):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * max(1e-3, float(jnp.abs(other).max())))
+
+
+@pytest.mark.parametrize("up", [False, True], ids=["generated", "noised"])
+@pytest.mark.parametrize("double", [False, True], ids=["single", "double"])
+@pytest.mark.parametrize("process", PROCESSES[:2], ids=["scalar", "circulating"])
+def test_two_passes_are_the_direct_gradient(process, up, double):
+    with jax.enable_x64(double):
+        prior, posterior = networks(process)
+        times = rj.time_grid(process, 7)
+        walk = make_walk(prior, posterior, times, up)
+        weights = jnp.asarray([0.7, -1.3])
+        two = jax.grad(lambda params: path_log_ratio(params, walk)[1] @ weights)(posterior.params)
+        one = jax.grad(lambda params: _forward(params, walk)[1] @ weights)(posterior.params)
+        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(one)) > 1e-2
+        close(two, one, 1e-10 if double else 1e-5)
+    jax.clear_caches()
+
+
+def test_the_gradient_is_the_sum_over_steps_of_log_kernels(double_precision):
+    process = PROCESSES[0]
+    prior, posterior = networks(process)
+    times = rj.time_grid(process, 4)
+    walk = make_walk(prior, posterior, times, up=True)
+    # The same path, by hand: the walk's own keys, and everything else from public functions.
+    states = [walk.start]
+    for i in range(4):
+        keys = jax.random.split(jax.random.split(jax.random.fold_in(walk.key, i))[1], 2)
+        states.append(
+            jax.vmap(lambda key, x, i=i: process.forward(x, times[i], times[i + 1]).sample(key))(keys, states[-1])
+        )
+
+    def by_hand(params):
+        model, total = posterior.with_params(params), 0.0
+        for i in range(4):
+            for n, weight in enumerate((0.7, -1.3)):
+                x_s, x_t = states[i][n], states[i + 1][n]
+                ours, theirs = (each.reverse(x_t, times[i + 1], times[i]) for each in (model, prior))
+                total = total + weight * (ours.log_prob(x_s) - theirs.log_prob(x_s))
+        return total
+
+    value, gradient = jax.value_and_grad(lambda params: path_log_ratio(params, walk)[1] @ jnp.asarray([0.7, -1.3]))(
+        posterior.params
+    )
+    np.testing.assert_allclose(value, by_hand(posterior.params), rtol=1e-9)
+    close(gradient, jax.grad(by_hand)(posterior.params), 1e-8)
+
+
+@pytest.mark.parametrize("up", [False, True], ids=["generated", "noised"])
+def test_single_steps_add_up_to_the_gradient(up, double_precision):
+    process = PROCESSES[0]
+    prior, posterior = networks(process)
+    walk = make_walk(prior, posterior, rj.time_grid(process, 5), up)
+
+    def gradient(walk):
+        return jax.grad(lambda params: path_log_ratio(params, walk)[1] @ jnp.asarray([0.7, -1.3]))(posterior.params)
+
+    parts = [gradient(replace(walk, chosen=jnp.asarray([i]))) for i in range(5)]
+    close(jax.tree.map(lambda *leaves: sum(leaves) / 5, *parts), gradient(walk), 1e-9)
+    pair = gradient(replace(walk, chosen=jnp.asarray([3, 1])))
+    close(pair, jax.tree.map(lambda one, other: (one + other) / 2, parts[1], parts[3]), 1e-9)
+
+
+def test_a_constant_reward_asks_for_nothing():
+    process = PROCESSES[0]
+    prior, _ = networks(process)
+    times = rj.time_grid(process, 5)
+
+    def loss(params, log_normalizer):
+        paths = trajectory_balance_residual(
+            KEY, prior.with_params(params), prior, times, lambda x: jnp.asarray(0.7), log_normalizer, num_paths=3
+        )
+        return 0.5 * jnp.sum(paths.residual**2), paths
+
+    (_, paths), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(prior.params, 0.2)
+    np.testing.assert_allclose(paths.residual, 0.2 - 0.7, rtol=1e-5)
+    np.testing.assert_allclose(gradients[1], 3 * (0.2 - 0.7), rtol=1e-5)
+    gradient = jax.grad(lambda params: loss(params, 0.7)[0])(prior.params)
+    # Of residuals that are zero to 1e-7, through three networks' gradients of order 1e2.
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient)) < 1e-4
+
+
+def test_the_batch_knows_its_normaliser(double_precision):
+    process = PROCESSES[0]
+    shift, log_normalizer = exact_answer(process)
+    times = rj.time_grid(process, 6)
+    make = partial(trajectory_balance_residual, KEY, prior=gaussian(process), times=times, log_reward=log_reward)
+    exact = make(gaussian(process, shift), num_paths=5)
+    np.testing.assert_allclose(batch_log_normalizer(exact), log_normalizer, rtol=1e-8)
+    # Of another model, what it says makes the residuals' mean zero: their square is their variance.
+    other = make(gaussian(process, 0.5 * shift), num_paths=5)
+    residual = batch_log_normalizer(other) + other.log_ratio - other.log_reward
+    np.testing.assert_allclose(residual.mean(), 0, atol=1e-10)
+    assert np.std(residual) > 0.05
+
+
+def test_tokens_are_tuned_by_the_same_loss(double_precision):
+    rng = np.random.default_rng(3)
+    law = rng.dirichlet(np.ones(8)).reshape(2, 2, 2)
+    rewards = rng.normal(size=(2, 2, 2))
+    tilted = law * np.exp(rewards)
+    times = rj.time_grid(AnyOrder(2, 3), 3, t_max=3.0)
+    prior, posterior = (TokenLaw(2, 3, np.log(each / each.sum()).reshape(-1)).one_by_one() for each in (law, tilted))
+    paths = trajectory_balance_residual(
+        KEY,
+        posterior,
+        prior,
+        times,
+        lambda x: jnp.asarray(rewards)[x[0], x[1], x[2]],
+        float(np.log(tilted.sum())),
+        num_paths=16,
+    )
+    np.testing.assert_allclose(paths.residual, 0, atol=1e-9)
+
+
+def test_memory_does_not_grow_with_the_steps():
+    process = Cosine(t_min=0.01, t_max=1.0)
+    apply, params = functional(MLP((64,), 256, 2, rngs=nnx.Rngs(0)))
+    prior = rj.DiffusionModel(process, apply.as_prediction(), "x0", shape=(64,), params=params, batched=True)
+
+    def peak(num_steps, direct=False):
+        walk = _walk(KEY, prior, prior, rj.time_grid(process, num_steps), 64, None, 1.0, None)
+        ratio = (
+            (lambda params: _forward(params, walk)[1]) if direct else (lambda params: path_log_ratio(params, walk)[1])
+        )
+        gradient = jax.jit(jax.grad(lambda params: jnp.sum(ratio(params) ** 2)))
+        return gradient.lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert peak(1000) < 1.1 * peak(50)
+    assert peak(50, direct=True) > 3 * peak(50)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inflation": -1.0}, "inflation must be"),
+        ({"inflation": jnp.ones(2)}, r"inflation must be a number or of shape \(3,\), got \(2,\)"),
+        ({"num_paths": 0}, "num_paths must be at least 1"),
+        ({"num_steps": 0}, "num_steps must be at least 1"),
+        ({"x": jnp.ones((2, 4))}, "x must have shape"),
+    ],
+)
+def test_what_makes_no_path_is_refused(change, words):
+    prior, posterior = networks(PROCESSES[0])
+    with pytest.raises(ValueError, match=words):
+        trajectory_balance_residual(
+            KEY, posterior, prior, rj.time_grid(PROCESSES[0], 3), log_reward, **({"num_paths": 3} | change)
+        )
+
+
+def test_models_that_do_not_belong_together_are_refused():
+    prior, posterior = networks(PROCESSES[0])
+    times = rj.time_grid(PROCESSES[0], 3)
+    other = posterior.with_process(Cosine(t_min=0.02, t_max=1.0))
+    with pytest.raises(ValueError, match="must be models of one process and shape"):
+        trajectory_balance_residual(KEY, other, prior, times, log_reward)
+    fixed = rj.DiffusionModel(PROCESSES[0], lambda x, t: 0.5 * x, "x0", shape=(3,))
+    with pytest.raises(ValueError, match="posterior has no weights to tune"):
+        trajectory_balance_residual(KEY, fixed, prior, times, log_reward)
