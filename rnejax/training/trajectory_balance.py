@@ -214,7 +214,7 @@ def _ratios(
     theirs = prior.evaluate(key_model, x_t, step.t, after=jax.lax.stop_gradient(ours.excess))
 
     def one(key: Array, x_t: Array, ours: Any, theirs: Any, x_s: Any, inflation: Any) -> tuple[Array, Array]:
-        kernel = posterior.kernel(step, x_t, ours)
+        kernel: Any = posterior.kernel(step, x_t, ours)
         if x_s is None:
             wide = kernel if inflation is None else kernel.scale_covariance(inflation)
             x_s = jax.lax.stop_gradient(wide.sample(key))

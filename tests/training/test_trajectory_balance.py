@@ -233,23 +233,69 @@ def test_the_batch_knows_its_normaliser(double_precision):
     assert np.std(residual) > 0.05
 
 
-def test_tokens_are_tuned_by_the_same_loss(double_precision):
-    rng = np.random.default_rng(3)
-    law = rng.dirichlet(np.ones(8)).reshape(2, 2, 2)
-    rewards = rng.normal(size=(2, 2, 2))
-    tilted = law * np.exp(rewards)
-    times = rj.time_grid(AnyOrder(2, 3), 3, t_max=3.0)
-    prior, posterior = (TokenLaw(2, 3, np.log(each / each.sum()).reshape(-1)).one_by_one() for each in (law, tilted))
+LAW = TokenLaw.random(3, 2, 3)
+REWARDS = np.random.default_rng(4).normal(size=8)
+TILTED = LAW.log_probs + REWARDS
+TOKENS = AnyOrder(2, 3)
+
+
+def reward_of_tokens(x):
+    return jnp.asarray(REWARDS)[x @ jnp.asarray([4, 2, 1])]
+
+
+def test_exact_posteriors_of_tokens_have_no_residual(double_precision):
+    log_normalizer = np.logaddexp.reduce(TILTED)
+    posterior = TokenLaw(2, 3, TILTED - log_normalizer)
+    model = rj.DiffusionModel(
+        TOKENS, lambda params, x, t, condition: params + posterior.conditional(x, t), params=jnp.zeros(())
+    )
     paths = trajectory_balance_residual(
-        KEY,
-        posterior,
-        prior,
-        times,
-        lambda x: jnp.asarray(rewards)[x[0], x[1], x[2]],
-        float(np.log(tilted.sum())),
-        num_paths=16,
+        KEY, model, LAW.one_by_one(), rj.time_grid(TOKENS, 3, t_max=3.0), reward_of_tokens, log_normalizer, num_paths=16
     )
     np.testing.assert_allclose(paths.residual, 0, atol=1e-9)
+    assert np.std(paths.log_reward) > 0.1
+
+
+def test_a_table_of_tokens_learns_its_posterior():
+    """One row of logits for each state, MASK being 2; probabilities of sequences by summing over orders."""
+    prior = LAW.one_by_one()
+    times = rj.time_grid(TOKENS, 3, t_max=3.0)
+
+    def fn(table, x, t, condition):
+        return LAW.conditional(x, t) + table[x @ jnp.asarray([9, 3, 1])]
+
+    posterior = rj.DiffusionModel(TOKENS, fn, params=jnp.zeros((27, 3, 2)))
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 1000))
+
+    def loss(params, key):
+        paths = trajectory_balance_residual(
+            key, posterior.with_params(params[0]), prior, times, reward_of_tokens, params[1], num_paths=64
+        )
+        return 0.5 * jnp.mean(paths.residual**2)
+
+    def step(carry, key):
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params, key), state)
+        return (optax.apply_updates(params, updates), state), None
+
+    start = (posterior.params, jnp.zeros(()))
+    run = jax.jit(lambda start: jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(KEY, 1000))[0][0])
+    table, log_normalizer = run(start)
+    assert abs(log_normalizer - np.logaddexp.reduce(TILTED)) < 1e-3
+
+    def probability(x, known=()):
+        left = [i for i in range(3) if i not in known]
+        if not left:
+            return 1.0
+        state = jnp.asarray([x[i] if i in known else 2 for i in range(3)])
+        chances = np.asarray(jax.nn.softmax(fn(table, state, None, None), axis=-1))
+        return np.mean([chances[i, x[i]] * probability(x, (*known, i)) for i in left])
+
+    found = np.array([probability(x) for x in LAW.sequences])
+    expected = np.exp(TILTED - np.logaddexp.reduce(TILTED))
+    assert found.sum() == pytest.approx(1, abs=1e-5)
+    assert 0.5 * np.abs(found - expected).sum() < 2e-3
+    assert 0.5 * np.abs(np.exp(LAW.log_probs) - expected).sum() > 0.1
 
 
 def test_memory_does_not_grow_with_the_steps():
