@@ -29,6 +29,7 @@ class FitState(NamedTuple):
     params: Any
     average: Any
     optimizer: Any
+    data: Any = None  # where it changes
 
 
 class FitResult(NamedTuple):
@@ -63,6 +64,8 @@ def fit(
     fingerprint: Mapping[str, Any] | None = None,
     on_report: Callable[[dict[str, float]], None] | None = None,
     progress: bool | None = None,
+    renew: Callable[[jax.Array, Any, Any], Any] | None = None,
+    renew_every: int = 100,
 ) -> FitResult:
     """Minimise the mean of `loss` over minibatches of `data`.
 
@@ -93,6 +96,9 @@ def fit(
         fingerprint: stored with the state and compared on resumption: a run with other settings must not go on from it.
         on_report: called with every report, beside the progress bar.
         progress: show a progress bar; default, only on a terminal.
+        renew: renew(key, averaged params, data) -> data of the same shapes, for data that change with what is learned,
+            such as a replay buffer; called every so many steps, before the step, and saved with the state.
+        renew_every: steps between.
 
     Returns:
         FitResult.
@@ -102,19 +108,21 @@ def fit(
         CheckpointError: the folder's state is of another architecture, optimiser or fingerprint.
         FloatingPointError: a loss became NaN or infinite; the last saved state stays.
     """
-    num_examples = _check_sizes(data, num_steps, batch_size, steps_per_call, report_every, save_every)
+    num_examples = _check_sizes(data, num_steps, batch_size, steps_per_call, report_every, save_every, renew_every)
     parts = _num_parts(batch_size, microbatch_size)
     _check_loss(loss, key, params, data, batch_size)
     batch_key, step_key = jax.random.split(key)
-    state = FitState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
+    data = jax.tree.map(jnp.asarray, data)
+    kept = None if renew is None else data  # what does not change is given again by whoever resumes
+    state = FitState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params), kept)
     path = None if folder is None else Path(folder) / "state.safetensors"
     metrics: list[dict[str, float]] = []
     if path is not None and path.exists():
         state, metrics = _resume(path, state, fingerprint)
 
-    data = jax.tree.map(jnp.asarray, data)
     run_chunk = _make_chunk(loss, optimizer, step_key, ema_decay, parts)
     order = _Order(batch_key, num_examples, batch_size)
+    renew_key = jax.random.fold_in(batch_key, num_examples)
     step, interrupted, started = int(state.step), False, time.perf_counter()
     totals: list[dict[str, jax.Array]] = []
     training = 0.0  # seconds of steps alone, since the last report
@@ -122,10 +130,17 @@ def fit(
         try:
             while step < num_steps:
                 # A chunk ends where something is due, so reports fall on the same steps after a resumption.
-                until = min(num_steps, *(step - step % n + n for n in (steps_per_call, report_every, save_every)))
+                due = [steps_per_call, report_every, save_every, *([] if renew is None else [renew_every])]
+                until = min(num_steps, *(step - step % n + n for n in due))
                 # The state is not donated: an interrupt between the call and the assignment must leave it readable.
                 began = time.perf_counter()
-                state, means = run_chunk(state, data, order.batches(step, until))
+                before = state
+                if renew is not None and step % renew_every == 0:
+                    # Not kept before the steps that see it: who goes on from here renews once, and not twice.
+                    fresh = renew(jax.random.fold_in(renew_key, step), state.average, state.data)
+                    before = state._replace(data=_renewed(fresh, state.data))
+                examples = data if renew is None else before.data
+                state, means = run_chunk(before, examples, order.batches(step, until))
                 _check_finite(means, step)
                 training += time.perf_counter() - began
                 step = until
@@ -185,7 +200,7 @@ def _make_chunk(
             params = optax.apply_updates(state.params, updates)
             average = ema_update(state.average, params, decay_at(state.step, ema_decay))
             means = {"loss": value, "gradient_norm": _norm(gradient), **named}
-            return FitState(state.step + 1, params, average, memory), means
+            return FitState(state.step + 1, params, average, memory, state.data), means
 
         if indices.shape[0] == 1:
             state, means = one_step(state, indices[0])
@@ -193,6 +208,14 @@ def _make_chunk(
         return jax.lax.scan(one_step, state, indices)
 
     return run_chunk
+
+
+def _renewed(fresh: Any, data: Any) -> Any:
+    fresh = jax.tree.map(jnp.asarray, fresh)
+    shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), each) for each in (fresh, data)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"renew must return data of the same structure, shapes and types: got {shapes[0]}")
+    return fresh
 
 
 def _norm(tree: Any) -> jax.Array:
@@ -293,7 +316,13 @@ def _check_fingerprint(path: Path, metadata: Mapping[str, Any], fingerprint: Map
 
 
 def _check_sizes(
-    data: Any, num_steps: int, batch_size: int, steps_per_call: int, report_every: int, save_every: int
+    data: Any,
+    num_steps: int,
+    batch_size: int,
+    steps_per_call: int,
+    report_every: int,
+    save_every: int,
+    renew_every: int,
 ) -> int:
     sizes = sorted({jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(data)})
     if len(sizes) != 1 or sizes[0] == 0:
@@ -304,6 +333,7 @@ def _check_sizes(
         "steps_per_call": steps_per_call,
         "report_every": report_every,
         "save_every": save_every,
+        "renew_every": renew_every,
     }.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1: got {value}")

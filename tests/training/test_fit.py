@@ -70,6 +70,39 @@ def test_an_interrupted_run_keeps_what_it_had_and_goes_on(tmp_path):
     assert losses(resumed) == losses(run())
 
 
+@pytest.mark.parametrize("stop", [15, 20, 30])
+def test_data_that_change_are_part_of_the_state(tmp_path, stop):
+    """Renewed every ten steps by noise and by the weights; stopped anywhere, the run goes on as if it had not been."""
+    calls = []
+
+    def renew(key, average, data):
+        calls.append(0)
+        return data | {"y": data["y"] + average["offset"] + 0.1 * jax.random.normal(key, data["y"].shape)}
+
+    options = {"renew": renew, "renew_every": 10, "report_every": 5, "save_every": 5}
+    whole = run(**options)
+    assert len(calls) == 4
+    assert losses(whole) != losses(run(report_every=5, save_every=5))
+    if stop == 30:  # in the middle of things, by hand
+
+        def interrupt(report):
+            if report["step"] == stop:
+                raise KeyboardInterrupt
+
+        with pytest.warns(UserWarning, match="interrupted after 30"):
+            run(folder=tmp_path, on_report=interrupt, **options)
+    else:
+        run(folder=tmp_path, num_steps=stop, **options)
+    resumed = run(folder=tmp_path, **options)
+    assert losses(resumed) == losses(whole)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+
+
+def test_renewed_data_keep_their_shapes():
+    with pytest.raises(ValueError, match="renew must return data of the same structure, shapes and types"):
+        run(renew=lambda key, average, data: data | {"y": data["y"][:20]})
+
+
 def test_every_epoch_sees_every_example_once():
     seen = []
 
