@@ -322,6 +322,8 @@ def check_points(model: DiffusionModel, x: Any, times: np.ndarray | None = None)
         raise TypeError(f"x must be an array of numbers, got {np.asarray(x).dtype} in a {type(x).__name__}") from None
     if x.ndim != len(model.shape) + 1 or x.shape[1:] != model.shape:
         hint = "; add a batch axis: x[None]" if x.shape == model.shape else ""
+        if getattr(model.process, "is_hybrid", False) and x.shape[1:] == model.shape[1:]:
+            hint = "; a state has the data as its first row, and others for what noise goes through: give whole states"
         raise ValueError(f"x must have shape (n, {', '.join(map(str, model.shape))}), got {x.shape}{hint}")
     if len(x) == 0:
         raise ValueError("x holds no points: its batch axis has length 0")

@@ -48,7 +48,8 @@ class DiffusionModel:
       batched: fn takes a batch: x (n, *shape), t (n,), condition with a leading axis n.
       noise_level: what fn gets as its second argument: ``t``, ``sigma``, ``log_snr`` (log alpha^2/sigma^2), ``index``
         (t - 1 as an integer, for a table of betas), ``level`` (all of the level, as ``process.level(t)``, for what is a
-        formula rather than a network), or a function of the level that returns a number.
+        formula rather than a network; of a linear SDE without ``noise`` and ``signal``), or a function of the level
+        that returns a number.
       prior: the law at the largest time, in the network's coordinates and on the process's subspace: anything with
         ``sample(key)`` and ``log_prob(x)``; default: the reference's.
       transform: from the network's coordinates to the user's. Samples, densities and rewards are in the user's.

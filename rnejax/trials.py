@@ -14,6 +14,7 @@ import numpy as np
 from .adapters import LinenCall
 from .checks import is_traced
 from .kernels import FullSpace, Gaussian
+from .processes import LinearLevel
 
 
 def check_output(model: Any) -> None:
@@ -26,6 +27,8 @@ def check_output(model: Any) -> None:
     except ValueError:  # no signature to be had (a builtin): the call below decides
         pass
     level = model.process.level(0.5 * (model.process.t_min + model.process.t_max))
+    if isinstance(level, LinearLevel):
+        level = level.in_a_step
     states = jax.ShapeDtypeStruct((2, *model.shape), model.process.dtype)
     if isinstance(model.fn, LinenCall):
         _check_variables(model, model.fn, states)

@@ -61,6 +61,18 @@ def test_what_is_no_study_is_refused_by_its_key(tmp_path, capsys, override, word
     assert not (tmp_path / "out").exists()
 
 
+def test_a_study_goes_on_where_there_is_no_transition(tmp_path):
+    """So many points are not told apart in four dimensions, and such wide classes never part: that is an answer."""
+    out = tmp_path / "out"
+    overrides = ["--num_points", "[100, 1000000000000]", "--data.variance", "50", "--data.skews", "[none]"]
+    assert main(["regimes", write(tmp_path, SMALL), "--output", str(out), *overrides]) == 0
+    found = json.loads((out / "metrics.json").read_text())["regimes"]["none"]
+    assert found["collapse_time"]["classes"]["100"] > 0
+    assert found["collapse_time"]["classes"]["1000000000000"] is None
+    assert found["slowest"]["speciation_time"] is None
+    assert (out / "cloning.png").exists()
+
+
 TRAINED = """
 data:
   {kind: small_digits, digits: [3, 8], num_train: 60, num_seeds: 2, hidden: 8, depth: 1, num_steps: 10,

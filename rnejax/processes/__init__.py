@@ -4,7 +4,7 @@ from .gaussian import GaussianProcess
 from .gaussian_steps import GaussianTransition, NoiseLevel
 from .grids import time_grid
 from .langevin import CriticallyDamped, PhaseSpaceLangevin
-from .linear import CoarseGridWarning, LinearProcess
+from .linear import CoarseGridWarning, LinearProcess, PrecisionWarning
 from .linear_sde import LinearSDE
 from .linear_steps import LinearLevel, LinearTransition
 from .nonreversible import NonReversible
@@ -33,6 +33,7 @@ __all__ = [
     "NoiseLevel",
     "NonReversible",
     "PhaseSpaceLangevin",
+    "PrecisionWarning",
     "Process",
     "RectifiedFlow",
     "TokenProcess",

@@ -45,6 +45,10 @@ class CoarseGridWarning(UserWarning):
     """A grid whose steps are long against the rotation of a drift."""
 
 
+class PrecisionWarning(UserWarning):
+    """A grid with steps so short that states, in the precision at hand, do not resolve their noise."""
+
+
 class LinearProcess(Process):
     """Base of linear SDEs. Subclasses are frozen dataclasses with a `system`."""
 
@@ -71,8 +75,10 @@ class LinearProcess(Process):
         t = np.asarray(t, np.float64)
         if callable(self.beta):
             integral = partial(scipy.integrate.quad, self.beta, 0.0, epsabs=1e-13, epsrel=1e-12)
-            each = [integral(float(u))[0] for u in t.reshape(-1)]
-            return np.asarray(each).reshape(t.shape)
+            each = np.asarray([integral(float(u))[0] for u in t.reshape(-1)])
+            if not np.all(each[t.reshape(-1) > 0] > 0) or np.any(np.diff(each[np.argsort(t, axis=None)]) < 0):
+                raise ValueError(f"beta must be a positive function of time: its integral goes through {each}")
+            return each.reshape(t.shape)
         low, high = self.beta if isinstance(self.beta, tuple) else (self.beta, self.beta)
         return low * t + 0.5 * (high - low) * t**2
 
@@ -116,10 +122,13 @@ class LinearProcess(Process):
         return max(1, math.ceil(float(np.abs(self.eigenvalues.imag).max() * (end - start)) / angle))
 
     def warn_of_grid(self, times: np.ndarray, angle: float = 1.0) -> None:
-        """Warn (`CoarseGridWarning`) where the fastest rotation turns by more than ``angle`` radians in a step.
+        """Warn of a grid that is too coarse (`CoarseGridWarning`) or too fine (`PrecisionWarning`).
 
-        Kernels are exact whatever the step; what a network says of x_t is taken for the whole of it.
+        Kernels are exact whatever the step; what a network says of x_t is taken for the whole of it, so that the
+        fastest rotation should not turn by more than ``angle`` radians. And states are rounded: where a step's noise in
+        some direction is no larger, what residuals are left there are rounding errors, in nats.
         """
+        self._warn_of_rounding(times)
         turns = float(np.abs(self.eigenvalues.imag).max()) * np.diff(self.elapsed(times))
         if turns.max() > angle:
             worst = int(turns.argmax())
@@ -130,6 +139,21 @@ class LinearProcess(Process):
                 f"for a constant beta) would do, this grid has {len(times) - 1}",
                 CoarseGridWarning,
                 stacklevel=4,
+            )
+
+    def _warn_of_rounding(self, times: np.ndarray, share: float = 0.03) -> None:
+        noise = np.asarray(self.steps(times[:-1], times[1:], backwards=True).u, np.float64)[::-1]
+        smallest = np.sqrt(noise.reshape(len(noise), -1).min(axis=1))
+        rounding = float(jnp.finfo(self.dtype).eps)
+        if rounding > share * smallest.min():
+            worst = int(smallest.argmin())
+            warnings.warn(
+                f"between t = {times[worst]:.6g} and {times[worst + 1]:.6g} noise moves some direction of a state by "
+                f"{smallest[worst]:.2g} of its size, and {jnp.dtype(self.dtype).name} rounds states to "
+                f"{rounding:.2g}: densities can be off by nats. Let the grid end at a larger t_min, take fewer steps "
+                "near it (kind='quadratic'), or compute in double precision (jax.enable_x64)",
+                PrecisionWarning,
+                stacklevel=5,
             )
 
     # -- levels and transitions ---------------------------------------------------------------------------------------

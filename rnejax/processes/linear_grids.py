@@ -80,8 +80,8 @@ def transition_between(
     # Of a direction without signal no curvature is known (`LinearLevel.probe`), and its root over alpha would overflow.
     share_root = np.where(alpha**2 > np.finfo(np.float64).eps, share_root, 0)
     return LinearTransition(
-        s=at_s._replace(noise=None, signal=None, noise_score=None, data=None),
-        t=at_t._replace(noise=None, signal=None),
+        s=at_s.in_a_step._replace(noise_score=None, data=None),
+        t=at_t.in_a_step,
         gain=found.source_inverse @ (pull * alpha),
         before=_frame(found.source, found.source_inverse)._replace(drift=reference_shift),
         after=_frame(found.target, found.target_inverse)._replace(drift=decay - identity),

@@ -63,11 +63,13 @@ class LinearSDE(LinearProcess):
         else:
             law = stationary_covariance(drift, noise_rate)
             if law is None:
-                slowest = np.linalg.eigvals(drift).real.min()
-                raise ValueError(
-                    "data_covariance='stationary' needs a process that keeps a law: every eigenvalue of the drift must "
-                    f"have a positive real part, the smallest is {slowest:.3g}, and noise must reach every direction"
+                slowest = float(np.linalg.eigvals(drift).real.min())
+                why = (
+                    "there are directions that noise does not reach (the columns of G, A G, ... do not span the space)"
                 )
+                if not slowest > 0:
+                    why = f"an eigenvalue of the drift has the real part {slowest:.3g}, and all must be positive"
+                raise ValueError(f"data_covariance='stationary' needs a process that keeps a law, and {why}")
             data = law
         return System(drift, noise_rate, data, np.zeros((len(drift), 0, 0)))
 

@@ -34,6 +34,11 @@ class LinearLevel(NamedTuple):
     signal: Coefficients  # the map x_0 -> E[x_t | x_0]
     noise_score: Coefficients  # the map from the last coordinates of a standard noise to those of minus the score
 
+    @property
+    def in_a_step(self) -> LinearLevel:
+        """As steps have it: without the maps that make a noised state of clean data."""
+        return self._replace(noise=None, signal=None)
+
     def excess(self, output: Array, x: Array, prediction: str) -> Array:
         """The network's denoiser minus the reference's, in the coordinates of clean data, of a batch of states."""
         return jax.vmap(lambda output, x: self._excess(output, x, prediction))(output, x)

@@ -87,7 +87,9 @@ def check_beta(beta: Any) -> None:
     if callable(beta):
         return
     numbers = beta if isinstance(beta, tuple) else (beta,)
-    if len(numbers) > 2 or not all(np.isfinite(b) and b >= 0 for b in numbers) or not max(numbers) > 0:
+    are_numbers = all(isinstance(b, (int, float, np.number)) and not isinstance(b, bool) for b in numbers)
+    is_valid = are_numbers and len(numbers) <= 2 and all(np.isfinite(b) and b >= 0 for b in numbers)
+    if not is_valid or not max(numbers) > 0:
         raise ValueError(
             f"beta must be a positive number, a pair (beta_min, beta_max) or a function of time, got {beta!r}"
         )

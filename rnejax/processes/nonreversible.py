@@ -55,7 +55,9 @@ class NonReversible(LinearProcess):
         if not isinstance(covariance, str):
             covariance = as_numbers("data_covariance", covariance)
             if covariance.ndim > 0 and covariance.shape not in ((size,), (size, size)):
-                raise ValueError(f"data_covariance must be a number, {(size,)} or {(size, size)}: {covariance.shape}")
+                raise ValueError(
+                    f"data_covariance must be a number, {(size,)} or {(size, size)}, got shape {covariance.shape}"
+                )
             object.__setattr__(self, "data_covariance", covariance)
         elif covariance != "stationary":
             raise ValueError(f"data_covariance must be numbers or 'stationary', got {covariance!r}")

@@ -4,10 +4,11 @@ from .cloning import Cloning, cloning_probability, commitment_times, pooled
 from .empirical import empirical_model, nearest_point
 from .picture import cloning_curves
 from .skew import optimal_skew, random_skew, rotation_skew
-from .theory import class_separation, collapse_time, same_class_probability, speciation_time
+from .theory import NoTransitionError, class_separation, collapse_time, same_class_probability, speciation_time
 
 __all__ = [
     "Cloning",
+    "NoTransitionError",
     "class_separation",
     "cloning_curves",
     "cloning_probability",

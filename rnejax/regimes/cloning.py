@@ -74,11 +74,12 @@ def cloning_probability(
       model: any diffusion model of numbers.
       times: the grid (`rnejax.time_grid`) on which the model's own reverse kernels run; a number of steps that
         ``num_times`` divides, or the last piece is shorter.
-      label: of one sample, in the user's coordinates, an integer or a boolean: its class, or `nearest_point`.
+      label: of one sample, in the user's coordinates, an integer or a boolean: its class, or `nearest_point`. Of a
+        phase space it is given the whole state, x[0] being the data.
       num_pairs: pairs of clones at each time; the interval narrows with its root.
-      num_times: at how many times, evenly along the grid's steps.
-      data: clean states (n, *shape) that are noised to each time, to start the clones from the true law of x_t;
-        default: the model's own samples on their way.
+      num_times: at how many times, evenly along the grid's steps; a few more where it does not divide their number.
+      data: clean states (n, *shape), of a phase space with any velocities, that are noised to each time, to start the
+        clones from the true law of x_t; default: the model's own samples on their way.
       confidence: of the intervals.
       chunk_size: pairs that run together: what memory is needed depends on this, not on ``num_pairs``.
       progress: a bar for each piece.

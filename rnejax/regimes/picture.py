@@ -32,7 +32,7 @@ def cloning_curves(
       panels: results of `cloning_probability` by process, by panel.
       theory: times and probabilities for the lines, by the same names.
       level: where a dashed line is drawn; default: that of speciation, s_t = 1. None for none.
-      marks: times that are marked by name, by panel.
+      marks: times that are marked by name, by panel; those that are no number are left out.
       log_time: whether the axis of times is logarithmic.
     """
     figure = _figure(3.1 * len(panels) + 1.6, 3.2)
@@ -51,7 +51,8 @@ def cloning_curves(
             if theory is not None and name in theory.get(panel, {}):
                 times, values = theory[panel][name]
                 ax.plot(times, values, color=colours[name], linewidth=1.2)
-        for i, (name, time) in enumerate(sorted((marks or {}).get(panel, {}).items(), key=lambda mark: mark[1])):
+        known = {name: time for name, time in (marks or {}).get(panel, {}).items() if np.isfinite(time)}
+        for i, (name, time) in enumerate(sorted(known.items(), key=lambda mark: mark[1])):
             ax.axvline(time, color=MUTED, linewidth=0.8, linestyle=":")
             side = "right" if i % 2 == 0 else "left"  # neighbours do not write over each other
             ax.text(time, 0.02, f" {name} ", transform=ax.get_xaxis_transform(), ha=side, fontsize=8, color=INK)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_number
+from ..checks import check_count, check_number
 from ..processes.linear_system import as_numbers, check_covariance
 
 
@@ -75,8 +75,10 @@ def random_skew(seed: int, size: int, strength: float) -> np.ndarray:
     """S - S^T of independent normal numbers, scaled to the spectral norm ``strength``.
 
     Raises:
-      ValueError: for a strength that is not positive.
+      ValueError: for a strength that is not positive, or a size below 2.
     """
+    if check_count("size", size) < 2:
+        raise ValueError("in one dimension there is no circulation: size must be at least 2")
     numbers = np.random.default_rng(seed).normal(size=(size, size))
     skew = numbers - numbers.T
     scaled: np.ndarray = skew * (check_number("strength", strength, positive=True) / np.linalg.norm(skew, 2))

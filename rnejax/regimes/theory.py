@@ -25,6 +25,10 @@ from ..checks import check_count, check_number
 from ..processes.process import Process, check_process
 
 
+class NoTransitionError(ValueError):
+    """There is no such time: a criterion is met nowhere, or everywhere."""
+
+
 def class_separation(process: Process, times: Any, class_mean: Any, within_covariance: Any) -> np.ndarray:
     r"""s_t = sqrt(m^T E_t^T (M_t + E_t C E_t^T)^{-1} E_t m): how far apart noised classes at +-m are, (len(times),).
 
@@ -71,8 +75,10 @@ def speciation_time(
         1. Centre the data first. A number needs a process that knows its dimension, or a scalar one.
 
     Raises:
-      ValueError: for neither or both criteria, sizes that differ, a process of tokens, or classes that are already
-        indistinguishable at t_min, or still apart where the process ends.
+      NoTransitionError: a ValueError, where classes are already indistinguishable at t_min, or still apart where the
+        process ends.
+      ValueError: for neither or both criteria, sizes that differ, classes whose means are equal, or a process of
+        tokens.
     """
     if (class_mean is None) == (data_covariance is None):
         raise ValueError("give class_mean (and within_covariance) for two classes, or data_covariance, and not both")
@@ -80,6 +86,8 @@ def speciation_time(
         if within_covariance is None:
             raise ValueError("two classes need their within_covariance: a number, (d,) or (d, d)")
         mean = _vector("class_mean", class_mean)
+        if not mean.any():
+            raise ValueError("class_mean is zero: both classes have the same mean, and there is nothing to decide")
         separation = _separation(process, mean, _matrix("within_covariance", within_covariance, len(mean)))
         return _last_crossing(process, lambda t: separation(t) - 1, "the classes' separation s_t", 1.0)
     ratios = _signal_to_noise(process, _covariance("data_covariance", data_covariance, process))
@@ -100,8 +108,9 @@ def collapse_time(process: Process, num_points: int, covariance: Any) -> float:
       covariance: C, of the data: (d,) or (d, d); it is what says how many dimensions there are.
 
     Raises:
-      ValueError: for fewer than two points, sizes that differ, a process of tokens, or a process that has collapsed
-        nowhere or everywhere.
+      NoTransitionError: a ValueError, for so many points that they are not told apart even at t_min, or a process that
+        ends before they are confused.
+      ValueError: for fewer than two points, sizes that differ, or a process of tokens.
     """
     if check_count("num_points", num_points) < 2:
         raise ValueError("one training point is all there is to collapse to: num_points must be at least 2")
@@ -190,7 +199,7 @@ def _last_crossing(
     high, end = process.t_max, process.domain[1]
     while criterion(high) > 0:
         if not high < end or high > 64 * process.t_max:
-            raise ValueError(
+            raise NoTransitionError(
                 f"{what} is still {criterion(high) + level:.4g} > {level:.4g} at t = {high:.6g}, where "
                 f"{type(process).__name__} ends"
             )
@@ -202,7 +211,7 @@ def _last_crossing(
             found: float = scipy.optimize.brentq(criterion, t, above, xtol=1e-12, rtol=1e-12)
             return found
         above = t
-    raise ValueError(
+    raise NoTransitionError(
         f"{what} is nowhere above {level:.4g}: it is {criterion(low) + level:.4g} at t = {low:.6g}, where there is "
         "the least noise"
     )

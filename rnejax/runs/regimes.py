@@ -16,7 +16,7 @@ from ..config import ConfigError, MixtureStudy, ModelStudy, RegimesRun, TrainedS
 from ..regimes.picture import cloning_curves
 from .build import load_classifier, load_named, load_points, make_times
 from .folder import Output, require_pictures
-from .trained_regimes import make_skew, run_trained
+from .trained_regimes import make_skew, run_trained, time_of
 
 
 def run(config: RegimesRun, output: Output) -> None:
@@ -104,8 +104,10 @@ def run_model(config: RegimesRun, study: ModelStudy, output: Output) -> None:
             confidence=config.confidence,
             chunk_size=config.chunk_size,
         )
-    speciation = regimes.speciation_time(model.process, data_covariance=covariance)
-    collapse = {str(n): regimes.collapse_time(model.process, n, covariance) for n in (len(points), *config.num_points)}
+    speciation = time_of(regimes.speciation_time, model.process, data_covariance=covariance)
+    collapse = {
+        str(n): time_of(regimes.collapse_time, model.process, n, covariance) for n in (len(points), *config.num_points)
+    }
     shares = np.bincount(np.asarray(jax.lax.map(label, points, batch_size=500))) / len(points)
     chance = float((shares**2).sum())
     folder.record(
@@ -163,7 +165,7 @@ def describe(
         "steps_needed": process.steps_needed(),
         "t_max": process.t_max,
         "collapse_time": {
-            name: {str(n): regimes.collapse_time(process, n, covariance) for n in num_points}
+            name: {str(n): time_of(regimes.collapse_time, process, n, covariance) for n in num_points}
             for name, covariance in covariances.items()
         },
     }
@@ -177,7 +179,7 @@ def compare(
     errors = np.sqrt(phi * (1 - phi) / found.num_pairs)
     known = errors > 0.5 / found.num_pairs  # elsewhere less than one pair in all is expected on the other side
     return {
-        "speciation_time": regimes.speciation_time(process, mean, variance),
+        "speciation_time": time_of(regimes.speciation_time, process, mean, variance),
         "speciation_time_by_cloning": found.time_at(float(regimes.same_class_probability(1.0))),
         "largest_z": float(np.abs((found.probability - phi)[known] / errors[known]).max()) if known.any() else 0.0,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -97,6 +99,14 @@ def run_trained(config: RegimesRun, study: TrainedStudy, output: Output) -> None
     rows = [f"{count} steps" for count in (*study.few_steps, study.many_steps)]
     sheets["images"] = data.pictures(data.test[: COLUMNS * len(rows)])
     folder.picture("samples.png", plot.compare_sheets(sheets, columns=COLUMNS, value_range=(1.0, 0.0), row_labels=rows))
+
+
+def time_of(criterion: Callable[..., float], *arguments: Any, **options: Any) -> float:
+    """A time of transition, NaN where there is none: a study goes on without it."""
+    try:
+        return criterion(*arguments, **options)
+    except regimes.NoTransitionError:
+        return math.nan
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
@@ -281,8 +291,8 @@ def describe(
     times = np.geomspace(clones["class"].time[0], clones["class"].time[-1], 200)
     phi = regimes.same_class_probability(regimes.class_separation(process, times, data.mean, data.within))
     covariance = data.within + np.outer(data.mean, data.mean)
-    speciation = regimes.speciation_time(process, data.mean, data.within)
-    collapse = regimes.collapse_time(process, len(data.train), covariance)
+    speciation = time_of(regimes.speciation_time, process, data.mean, data.within)
+    collapse = time_of(regimes.collapse_time, process, len(data.train), covariance)
     level = float(regimes.same_class_probability(1.0))
     numbers = {
         "t_max": float(process.t_max),
@@ -290,7 +300,7 @@ def describe(
         "fastest_rotation": float(np.abs(process.eigenvalues.imag).max()),
         "steps_needed": process.steps_needed(),
         "speciation_time": speciation,
-        "speciation_time_by_covariance": regimes.speciation_time(process, data_covariance=covariance),
+        "speciation_time_by_covariance": time_of(regimes.speciation_time, process, data_covariance=covariance),
         "speciation_time_by_cloning": {name: clones[name].time_at(level) for name in ("class", "class, exact model")},
         "collapse_time": collapse,
         "collapse_time_by_cloning": {name: clones[name].time_at(0.5) for name in ("image", "image, exact model")},

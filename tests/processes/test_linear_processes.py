@@ -432,11 +432,18 @@ def test_positions_and_velocities_become_their_stationary_laws():
         (lambda: LinearSDE(np.ones((2, 3))), "square matrix, got shape"),
         (lambda: LinearSDE([1.0, np.nan]), "drift must be finite, but 1 of its entries"),
         (lambda: LinearSDE("fast"), "drift must be numbers, got 'fast'"),
-        (lambda: LinearSDE(-A, 1.0, data_covariance="stationary"), "must have a positive real part, the smallest is"),
+        (lambda: LinearSDE(-A, 1.0, data_covariance="stationary"), "the real part -1.11, and all must be positive"),
+        (
+            lambda: LinearSDE([1.0, 2.0], [1.0, 0.0], data_covariance="stationary"),
+            "directions that noise does not reach",
+        ),
         (lambda: LinearSDE(-1.0, 1.0), "does not forget its data: .* smallest real part, -1, .* t_max="),
         (lambda: LinearSDE(0.0, 1e-4), "does not forget its data: at t = 1e\\+06 .* t_max="),
         (lambda: LinearSDE(A, 1.0, data_covariance=-1.0), "must be positive definite"),
         (lambda: LinearSDE(A, 1.0, beta=-1.0), "beta must be a positive number, a pair"),
+        (lambda: LinearSDE(A, 1.0, beta="fast"), "beta must be a positive number, a pair"),
+        (lambda: LinearSDE(A, 1.0, beta=lambda t: 0.5 - t, t_max=2.0).moments(2.0), "beta must be a positive function"),
+        (lambda: LinearSDE(A, 1.0, beta=lambda t: 0.5 - t), "beta must be a positive function"),
         (lambda: LinearSDE(A, 1.0, t_min=2.0, t_max=1.0), "t_min < t_max"),
         (lambda: CriticallyDamped(friction=3.0), r"friction = 2 sqrt\(mass\) = 1, got 3; PhaseSpaceLangevin"),
         (lambda: PhaseSpaceLangevin(mass=0.0), "mass must be positive"),
@@ -458,6 +465,73 @@ def test_noise_that_does_not_reach_every_coordinate_has_no_density():
         process.level(0.2)
 
 
+def test_steps_that_states_do_not_resolve_are_warned_of():
+    process = CriticallyDamped()
+    fine, default = rj.time_grid(process, 50, "log_time", t_min=1e-5), rj.time_grid(process, 200)
+    with jax.enable_x64(False):
+        with pytest.warns(
+            rj.processes.PrecisionWarning, match=r"between t = 1e-05 and .*float32 rounds states to 1.2e-07"
+        ):
+            process.warn_of_grid(fine)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            process.warn_of_grid(default)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", rj.processes.PrecisionWarning)
+        process.warn_of_grid(fine)
+
+
+def test_steps_whose_lengths_differ_a_little_are_not_taken_for_equal():
+    process = NonReversible(U, Q, t_max=2.0)
+    times = np.array([0.1, 0.6, 1.1 + 1e-7])
+    steps = process._transitions_of(times[:-1], times[1:])
+    for i in range(2):
+        decay = scipy.linalg.expm(-process.system.drift[0] * np.diff(times)[i])
+        np.testing.assert_allclose(steps.after.drift[i, 0] + np.eye(3), decay, rtol=1e-12, atol=1e-13)
+
+
+def test_a_reference_that_is_nearly_stationary_is_not():
+    law = np.linalg.inv(U)
+    near = NonReversible(U, Q, data_covariance=law * (1 + 1e-3), t_max=2.0)
+    decay = scipy.linalg.expm(-near.system.drift[0] * 0.5)
+    expected = law + 1e-3 * decay @ law @ decay.T
+    np.testing.assert_allclose(near.moments(0.5).total[0], expected, rtol=1e-12)
+
+
+def test_training_steps_are_those_of_their_ratio():
+    process = NonReversible(U, Q, t_min=0.01, t_max=2.0)
+    t, half = jnp.asarray([0.3, 1.0]), jnp.full(2, 0.5)
+    for low, high in ((1.0, 1.2), (2.0, 3.0), (1.0, 1.2)):
+        steps = process.training_steps(t, half, (low, high))
+        ratios = np.asarray(steps.t.t / steps.s.t)
+        np.testing.assert_allclose(steps.t.t, t, rtol=0.02)  # 512 levels, even in the root of time
+        assert np.all((ratios >= low) & (ratios <= high))
+    with pytest.raises(ValueError, match="t_min must be positive, got 0"):
+        NonReversible(U, Q, t_min=0.0, t_max=2.0).training_steps(t, half, (1.0, 1.2))
+
+
+@pytest.mark.parametrize("covariance", ["hutchinson", "diagonal", "full"])
+def test_a_denoiser_may_say_what_no_covariance_can_be(covariance):
+    """A network's Jacobian is of any size and sign; kernels stay kernels."""
+    process = NonReversible(U, Q, t_min=0.01, t_max=2.0)
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)))
+    for scale in (-30.0, 30.0):
+        model = rj.DiffusionModel(process, lambda x, t, scale=scale: scale * matrix @ x, "x0", covariance, (3,))
+        for s, t in ((0.01, 0.02), (0.3, 1.0), (0.01, 2.0)):
+            kernel = model.reverse(jnp.asarray([0.3, -1.0, 0.5]), t, s, key=jax.random.key(0))
+            assert np.all(np.asarray(kernel.excess) >= -1)
+            assert np.all(np.isfinite(kernel.log_prob(kernel.sample(jax.random.key(1)))))
+
+
+def test_a_score_says_nothing_of_curvature_where_no_signal_is_left():
+    with jax.enable_x64(False):
+        process = NonReversible(np.diag([0.5, 2.0]), data_covariance=1.0, t_min=0.01, t_max=30.0)
+        model = rj.systems.GaussianMixture([(0.5, -0.5)], 1.0).model(process, "score", "full")
+        kernel = model.reverse(jnp.asarray([0.3, -1.0]), 25.0, 1.0)
+        exact = model.with_covariance("reference").reverse(jnp.asarray([0.3, -1.0]), 25.0, 1.0)
+        np.testing.assert_allclose(dense(kernel, (2,)), dense(exact, (2,)), rtol=1e-4, atol=1e-5)
+
+
 def test_a_grid_too_coarse_for_the_rotation_is_warned_of_with_the_steps_that_would_do():
     process = NonReversible(U, Q, t_max=2.0)
     data = rj.systems.GaussianMixture([np.zeros(3)], 0.7)
@@ -472,3 +546,9 @@ def test_a_grid_too_coarse_for_the_rotation_is_warned_of_with_the_steps_that_wou
         rj.sample(jax.random.key(0), model, enough, 2)
         still = NonReversible(U, t_max=2.0)
         rj.sample(jax.random.key(0), data.model(still, "x0", prior=still.reference(2.0)), [1e-3, 2.0], 2)
+
+
+def test_a_formula_of_the_level_is_tried_with_what_steps_have():
+    process = CriticallyDamped()
+    with pytest.raises(ValueError, match="fn failed when it was tried"):
+        rj.DiffusionModel(process, lambda x, level: level.signal.sum() * x[0], "x0", shape=(2, 2), noise_level="level")

@@ -129,6 +129,25 @@ def test_clones_end_at_one_point_after_collapse_and_commit_there():
     assert abs(np.median(changes) - found.time_at(0.5)) < found.time[1] + 0.15
 
 
+def test_the_last_change_is_at_the_time_where_the_denoised_state_has_another_label():
+    process = Cosine(t_min=1e-3)
+    model = rj.DiffusionModel(process, lambda x, t: jnp.where(t > 0.5, 1.0, -1.0) * jnp.ones(2), "x0", shape=(2,))
+    times = rj.time_grid(process, 9)
+    changes = commitment_times(KEY, model, times, lambda x: x[0] > 0, 3)
+    np.testing.assert_allclose(changes, times[times <= 0.5].max())
+    changes = commitment_times(KEY, model, times, lambda x: x[0] > 2, 3)
+    np.testing.assert_allclose(changes, times[-1])  # decided from the start
+
+
+def test_no_two_chunks_are_of_the_same_pairs():
+    process = Cosine()
+    times = rj.time_grid(process, 4)
+    model = CLASSES.model(process, "x0")
+    found = cloning_probability(KEY, model, times, side, num_pairs=60, num_times=1, chunk_size=1)
+    # At t_max clones end alike with probability 1/2: all 60, or none, with 1e-17.
+    assert 0.1 < found.probability[-1] < 0.9
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

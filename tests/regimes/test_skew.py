@@ -80,6 +80,7 @@ def test_rotations_pair_slow_with_fast_directions(size):
         (lambda: optimal_skew([1.0, 3.0], values=[1.0, 1.0]), "positive and distinct"),
         (lambda: optimal_skew([1.0, 3.0], values=[1.0]), "sizes differ: precision 2, values"),
         (lambda: random_skew(0, 3, -1.0), "strength must be positive"),
+        (lambda: random_skew(0, 1, 1.0), "size must be at least 2"),
     ],
 )
 def test_what_makes_no_circulation_is_refused(make, words):

@@ -123,6 +123,10 @@ def test_clones_of_two_gaussian_classes_by_the_integral_over_states():
         (lambda: speciation_time(ORNSTEIN_UHLENBECK, [1.0], 1.0, data_covariance=[1.0]), "and not both"),
         (lambda: speciation_time(ORNSTEIN_UHLENBECK, [1.0]), "need their within_covariance"),
         (lambda: speciation_time(ORNSTEIN_UHLENBECK, [0.1], 1.0), "is nowhere above 1: it is 0.0999"),
+        (
+            lambda: speciation_time(ORNSTEIN_UHLENBECK, [0.0, 0.0], 1.0),
+            "class_mean is zero: both classes have the same",
+        ),
         (lambda: speciation_time(LinearSDE(-1.0, 1.0, t_max=1.0), [9.0], 1.0), "s_t is still .* > 1 at t = "),
         (lambda: speciation_time(NonReversible(RATES), np.ones(3), 1.0), "acts on 32 coordinates, the data have 3"),
         (lambda: class_separation(ORNSTEIN_UHLENBECK, 0.1, [1.0, 2.0], np.ones(3)), r"number, \(2,\) or \(2, 2\)"),
