@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -521,6 +522,23 @@ def test_a_denoiser_may_say_what_no_covariance_can_be(covariance):
             kernel = model.reverse(jnp.asarray([0.3, -1.0, 0.5]), t, s, key=jax.random.key(0))
             assert np.all(np.asarray(kernel.excess) >= -1)
             assert np.all(np.isfinite(kernel.log_prob(kernel.sample(jax.random.key(1)))))
+
+
+def test_a_diagonal_that_is_less_than_nothing_is_a_denoiser_that_knows():
+    """Clipped in every direction to no covariance of x_0 at all: the kernel of who knows it."""
+    process = NonReversible(U, Q, t_min=0.01, t_max=2.0)
+    # In the coordinates of states the clean data are alpha times them: minus that is a Jacobian of the wrong sign.
+    step = process.transition(0.1, 0.8)
+    frame, data = step.t.frame, step.t.data
+    fn = partial(_negative, np.asarray(data.matrix[0]), np.asarray(frame.inverse[0]))
+    model = rj.DiffusionModel(process, fn, "x0", "diagonal", (3,))
+    x = jnp.asarray([0.3, -1.0, 0.5])
+    knows = step.reverse(x, jnp.zeros((3, 1, 1)), jnp.asarray(-1.0))
+    np.testing.assert_allclose(dense(model.reverse(x, 0.8, 0.1), (3,)), dense(knows, (3,)), rtol=1e-9, atol=1e-12)
+
+
+def _negative(matrix, inverse, x, t):
+    return -30.0 * jnp.asarray(matrix) @ (jnp.asarray(inverse) @ x)
 
 
 def test_a_score_says_nothing_of_curvature_where_no_signal_is_left():
