@@ -190,6 +190,21 @@ class TestEnergyLoss:
             assert float(jnp.min(exact)) >= 0
             assert float(jnp.mean(exact)) < 0.1 * float(jnp.mean(wrong)), name
 
+    def test_a_residual_is_a_rate_per_unit_of_log_snr_and_root_of_a_dimension(self):
+        """An exact energy of Gaussian data plus c log-SNR(t): the residual is c of every unit, of every pair."""
+        process, c = rj.processes.VariancePreserving(data_std=0.6), 0.7
+
+        def energy(params, x, t):
+            level = process.level(t)
+            variance = level.reference_variance
+            return 0.5 * jnp.sum(x**2, -1) / variance + jnp.log(2 * jnp.pi * variance) + params * level.log_snr
+
+        with jax.enable_x64(True):
+            loss = energy_loss(process, energy, weights={"rne": 1.0}, covariance="reference", bound=np.inf, thinning={})
+            data = 0.6 * jax.random.normal(KEY, (64, 2))
+            np.testing.assert_allclose(loss(KEY, jnp.asarray(c), data)[0], c**2 / 2, rtol=1e-6)
+            np.testing.assert_allclose(loss(KEY, jnp.asarray(0.0), data)[0], 0, atol=1e-12)
+
     def test_fokker_planck_is_zero_in_the_mean_for_the_exact_energy(self):
         exact, wrong = (self.value({"fokker_planck": 1.0}, params=params) for params in (1.0, 2.0))
         error = [float(jnp.std(each)) / np.sqrt(512) for each in (exact, wrong)]
