@@ -59,14 +59,14 @@ def network(dimension: int, width: int) -> tuple[Any, Callable[..., Any]]:
     return params, fn
 
 
-def step_seconds(process: Any, num_particles: int, params: Any, fn: Callable[..., Any], few: int = 5) -> float:
+def step_seconds(process: Any, num_particles: int, params: Any, fn: Callable[..., Any], few: int = 10) -> float:
     """Of one step of a run: the difference of a long run and a short one, so that start and end do not count."""
     dimension = params[0].shape[0] if isinstance(params, list) else params.shape[0]
     model = rj.DiffusionModel(process, fn, "x0", shape=(dimension,), params=params, batched=True)
     seconds = []
     for num_steps in (few, 5 * few):
         times = rj.time_grid(process, num_steps, "uniform")
-        seconds.append(best_of(lambda times=times: rj.sample(jax.random.key(1), model, times, num_particles).x))
+        seconds.append(best_of(lambda times=times: rj.sample(jax.random.key(1), model, times, num_particles).x, 15))
     return (seconds[1] - seconds[0]) / (4 * few)
 
 

@@ -34,7 +34,7 @@ import scipy.integrate
 from ..checks import check_number, is_traced
 from ..kernels import Array, FullSpace, Gaussian, Subspace
 from ..linear import apply, num_entries
-from .linear_grids import Steps, level_at, stacked, transition_between
+from .linear_grids import Kept, Steps, level_at, stacked, transition_between
 from .linear_steps import LinearLevel, LinearTransition
 from .linear_system import System, check_beta, stationary_covariance
 from .matrix_kernels import Matrix, root, symmetric, transition_kernel
@@ -210,19 +210,21 @@ class LinearProcess(Process):
                 "compute the level outside jax.jit"
             )
         t = np.asarray(t, np.float64)
-        wanted = t.shape, t.tobytes(), self.dtype
-        if wanted not in self._levels:
+
+        def make() -> LinearLevel:
             found = stacked([self._level_at(float(u), self.moments(float(u))) for u in t.reshape(-1)], t.shape)
-            if t.size < 2:
-                return found
-            self._levels.clear()
-            self._levels[wanted] = jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), found)
-        return self._levels[wanted]
+            return found if t.size < 2 else jax.tree.map(lambda leaf: np.asarray(leaf, self.dtype), found)
+
+        kept = self._levels if t.size < 2 else self._grid_of_levels
+        return kept.get((t.shape, t.tobytes(), self.dtype), make)
 
     @cached_property
-    def _levels(self) -> dict[Any, LinearLevel]:
-        """The last grid of levels, as of transitions."""
-        return {}
+    def _levels(self) -> Kept[LinearLevel]:
+        return Kept(8)  # the ends of grids
+
+    @cached_property
+    def _grid_of_levels(self) -> Kept[LinearLevel]:
+        return Kept(1)
 
     def _level_at(self, t: float, moments: Moments) -> LinearLevel:
         return level_at(t, moments, self.system.data, bool(self.elapsed(t) > 0))
@@ -237,22 +239,20 @@ class LinearProcess(Process):
 
         Runs that follow one another mostly share their grid, and one may take half a minute and a gigabyte.
         """
-        wanted = np.asarray(s, np.float64).tobytes(), np.asarray(t, np.float64).tobytes(), backwards, self.dtype
-        if wanted not in self._kept:
-            reverse = (*wanted[:2], not backwards, self.dtype)
+        grid = np.asarray(s, np.float64).tobytes(), np.asarray(t, np.float64).tobytes(), self.dtype
+
+        def make() -> LinearTransition:
             with jax.ensure_compile_time_eval():  # a tracer must not be kept
-                if reverse in self._kept:
-                    found = jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), self._kept[reverse])
-                else:
-                    found = super().steps(s, t, backwards)
-            while len(self._kept) > 1:
-                self._kept.pop(next(iter(self._kept)))
-            self._kept[wanted] = found
-        return self._kept[wanted]
+                other = self._steps.peek((*grid, not backwards))
+                if other is not None:
+                    return jax.tree.map(lambda leaf: jnp.flip(leaf, axis=0), other)
+                return super(LinearProcess, self).steps(s, t, backwards)
+
+        return self._steps.get((*grid, backwards), make)
 
     @cached_property
-    def _kept(self) -> dict[Any, LinearTransition]:
-        return {}
+    def _steps(self) -> Kept[LinearTransition]:
+        return Kept(2)
 
     def _transitions_of(self, s: np.ndarray, t: np.ndarray) -> LinearTransition:
         pairs = [(float(a), float(b)) for a, b in zip(s.reshape(-1), t.reshape(-1), strict=True)]
@@ -304,7 +304,12 @@ class LinearProcess(Process):
 
     def signal_fraction(self, t: Any) -> Any:
         """The largest share, over directions, of the reference's variance at time t that is signal."""
-        return self._squared_correlations(t).max(axis=(-1, -2))
+        t = np.asarray(t, np.float64)
+        return self._fractions.get(t.tobytes(), lambda: self._squared_correlations(t).max(axis=(-1, -2)))
+
+    @cached_property
+    def _fractions(self) -> Kept[np.ndarray]:
+        return Kept(8)
 
     def reward_strengths(self, times: np.ndarray, at: str) -> np.ndarray:
         squares = self._squared_correlations(times)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -14,6 +15,28 @@ from .process import Moments
 
 if TYPE_CHECKING:
     from .linear import LinearProcess
+
+
+Value = TypeVar("Value")
+
+
+class Kept(Generic[Value]):
+    """The last few results of something that takes long."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self._found: dict[Any, Value] = {}
+
+    def peek(self, key: Any) -> Value | None:
+        return self._found.get(key)
+
+    def get(self, key: Any, make: Callable[[], Value]) -> Value:
+        if key not in self._found:
+            found = make()
+            while len(self._found) >= self.most:
+                self._found.pop(next(iter(self._found)))
+            self._found[key] = found
+        return self._found[key]
 
 
 class Steps:
