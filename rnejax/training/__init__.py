@@ -9,7 +9,14 @@ from .optimizer import learning_rate_schedule, make_optimizer
 from .preconditioning import Preconditioned
 from .times import TimeLaw, low_discrepancy_uniforms, time_law
 from .tokens import LikelihoodBound, likelihood_bound, token_bound_loss, token_loss
-from .trajectory_balance import Trajectories, batch_log_normalizer, trajectory_balance_residual
+from .trajectory_balance import (
+    Trajectories,
+    Tuned,
+    back_and_forth_residual,
+    batch_log_normalizer,
+    trajectory_balance_loss,
+    trajectory_balance_residual,
+)
 
 __all__ = [
     "DenoisingErrors",
@@ -19,6 +26,8 @@ __all__ = [
     "Preconditioned",
     "TimeLaw",
     "Trajectories",
+    "Tuned",
+    "back_and_forth_residual",
     "batch_log_normalizer",
     "check_state",
     "denoising_evaluator",
@@ -40,5 +49,6 @@ __all__ = [
     "time_law",
     "token_bound_loss",
     "token_loss",
+    "trajectory_balance_loss",
     "trajectory_balance_residual",
 ]

@@ -15,8 +15,14 @@ import rnejax as rj
 from rnejax.networks import MLP, functional
 from rnejax.processes import AnyOrder, Cosine, NonReversible
 from rnejax.systems import GaussianMixture, TokenLaw
-from rnejax.training import batch_log_normalizer, trajectory_balance_residual
-from rnejax.training.trajectory_balance import _forward, _walk, path_log_ratio
+from rnejax.training import (
+    Tuned,
+    back_and_forth_residual,
+    batch_log_normalizer,
+    trajectory_balance_loss,
+    trajectory_balance_residual,
+)
+from rnejax.training.trajectory_balance import _forward, _split_batch, _walk, path_log_ratio
 
 KEY = jax.random.key(21)
 MEAN = np.array([0.4, -0.3, 0.2])
@@ -342,3 +348,130 @@ def test_models_that_do_not_belong_together_are_refused():
     fixed = rj.DiffusionModel(PROCESSES[0], lambda x, t: 0.5 * x, "x0", shape=(3,))
     with pytest.raises(ValueError, match="posterior has no weights to tune"):
         trajectory_balance_residual(KEY, fixed, prior, times, log_reward)
+
+
+# ------------------------------------------------------------------------------------------------------ the loss of fit
+
+
+def the_loss(process, posterior, **options):
+    times = rj.time_grid(process, 6)
+    return trajectory_balance_loss(posterior, gaussian(process), times, log_reward, **options)
+
+
+ALL = {"generated": 2, "inflated": 1, "noised": 1, "back_and_forth": 1}
+
+
+@every_process
+def test_every_source_has_no_residual_on_the_exact_posterior(process, double_precision):
+    shift, log_normalizer = exact_answer(process)
+    posterior = gaussian(process, shift)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 3)))
+    for normalizer, known in (("learned", log_normalizer), ("batch", 17.0)):
+        values, report = the_loss(process, posterior, sources=ALL, normalizer=normalizer)(
+            KEY, Tuned(posterior.params, jnp.asarray(known)), x
+        )
+        assert values.shape == (10,)
+        np.testing.assert_allclose(values, 0, atol=1e-15)
+        np.testing.assert_allclose(report["log_normalizer"], log_normalizer, rtol=1e-7)
+
+
+def test_going_back_and_forth_knows_nothing_of_the_normaliser(double_precision):
+    """The difference of both residuals, from their definitions."""
+    process = PROCESSES[0]
+    prior, posterior = networks(process)
+    times = rj.time_grid(process, 6)[:4]
+    x = jnp.asarray([[0.3, 1.0, -2.0], [1.0, 0.0, 0.1]])
+    difference, back = back_and_forth_residual(KEY, posterior, prior, times, log_reward, x)
+    key_up, key_down = jax.random.split(KEY)
+    up = _walk(key_up, posterior, prior, times, 1, x, 1.0, None)
+    top, ratio_up = path_log_ratio(posterior.params, up)
+    down = _walk(key_down, posterior, prior, times, 2, None, 1.0, None, top)
+    end, ratio_down = path_log_ratio(posterior.params, down)
+    np.testing.assert_allclose(back.x, end)
+    expected = (ratio_down - log_reward(end)) - (ratio_up - log_reward(x))
+    np.testing.assert_allclose(difference, expected, rtol=1e-9)
+    assert np.abs(difference).min() > 1e-3
+
+
+def test_shares_of_the_batch_are_whole_numbers():
+    assert _split_batch({"generated": 0.5, "noised": 0.5}, 7) == {
+        "generated": 4, "inflated": 0, "noised": 3, "back_and_forth": 0,
+    }  # fmt: skip
+    for count in range(1, 12):
+        assert (
+            sum(_split_batch({"generated": 0.4, "inflated": 0.3, "noised": 0.2, "back_and_forth": 0.1}, count).values())
+            == count
+        )
+
+
+def test_a_reward_of_zero_teaches_avoidance():
+    process = PROCESSES[0]
+    prior, posterior = networks(process)
+
+    def half_a_line(x):
+        return jnp.where(x[0] > 0, 0.0, -jnp.inf)
+
+    loss = trajectory_balance_loss(
+        posterior, prior, rj.time_grid(process, 5), half_a_line, bound=3.0, least_log_reward=-20.0
+    )
+    tuned = Tuned(posterior.params, jnp.zeros(()))
+    (_, report), gradient = jax.value_and_grad(
+        lambda tuned: (lambda values, report: (values.mean(), report))(*loss(KEY, tuned, jnp.zeros((32, 3)))),
+        has_aux=True,
+    )(tuned)
+    assert 0 < report["beyond_bound"][0] < 1
+    assert report["log_reward"][0] < -2
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+    assert gradient.log_normalizer > 0  # residuals of such paths are positive: log Z has to fall
+
+
+def test_the_bound_is_hubers(double_precision):
+    process = PROCESSES[0]
+    prior, posterior = networks(process)
+    tuned = Tuned(posterior.params, jnp.asarray(0.5))
+    values = {}
+    for bound in (np.inf, 0.7):
+        loss = trajectory_balance_loss(posterior, prior, rj.time_grid(process, 5), log_reward, bound=bound)
+        values[bound], report = loss(KEY, tuned, jnp.zeros((64, 3)))
+    size = np.sqrt(2 * values[np.inf])
+    assert 0.1 < np.mean(size > 0.7) < 0.9
+    np.testing.assert_allclose(values[0.7], np.where(size < 0.7, 0.5 * size**2, 0.7 * (size - 0.35)), rtol=1e-9)
+    np.testing.assert_allclose(report["beyond_bound"], np.mean(size > 0.7))
+
+
+def test_the_batchs_normaliser_has_the_gradient_of_half_the_variance(double_precision):
+    process = PROCESSES[0]
+    prior, posterior = networks(process)
+    loss = trajectory_balance_loss(posterior, prior, rj.time_grid(process, 5), log_reward, normalizer="batch")
+
+    def mean(weights):
+        return loss(KEY, Tuned(weights, jnp.zeros(())), jnp.zeros((8, 3)))[0].mean()
+
+    walk_key = jax.random.split(KEY, 4)[0]
+
+    def half_variance(weights):
+        paths = trajectory_balance_residual(
+            walk_key, posterior.with_params(weights), prior, rj.time_grid(process, 5), log_reward, num_paths=8
+        )
+        return 0.5 * jnp.var(paths.residual)
+
+    np.testing.assert_allclose(mean(posterior.params), half_variance(posterior.params), rtol=1e-10)
+    close(jax.grad(mean)(posterior.params), jax.grad(half_variance)(posterior.params), 1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sources": {"dreamt": 1.0}}, "sources must be among generated, inflated, noised, back_and_forth: got dreamt"),
+        ({"sources": {}}, "one must be positive"),
+        ({"sources": {"noised": -1.0, "generated": 2.0}}, "must not be negative"),
+        ({"normalizer": "guessed"}, "normalizer must be 'learned' or 'batch', got 'guessed'"),
+        ({"bound": 0.0}, "bound must be positive"),
+        ({"turn": 0.0}, "turn must be a share of the steps"),
+        ({"inflation": 0.0}, "inflation must be positive"),
+    ],
+)
+def test_what_is_no_loss_is_refused(options, words):
+    prior, posterior = networks(PROCESSES[0])
+    with pytest.raises(ValueError, match=words):
+        trajectory_balance_loss(posterior, prior, rj.time_grid(PROCESSES[0], 5), log_reward, **options)
