@@ -14,6 +14,7 @@ from flax import nnx
 from .classifier import PooledClassifier, StridedClassifier
 from .egnn import EGNN
 from .functional import Functional, functional
+from .low_rank import Adapter, adapted, low_rank_adapters
 from .mlp import MLP
 from .stored import StoredNetwork, load_network, save_network
 from .tokens import TokenTransformer, TokenUNet
@@ -33,6 +34,7 @@ __all__ = [
     "EGNN",
     "MLP",
     "NETWORKS",
+    "Adapter",
     "Functional",
     "PooledClassifier",
     "StoredNetwork",
@@ -40,10 +42,12 @@ __all__ = [
     "TokenTransformer",
     "TokenUNet",
     "UNet",
+    "adapted",
     "build",
     "default_arguments",
     "functional",
     "load_network",
+    "low_rank_adapters",
     "num_weights",
     "save_network",
 ]

@@ -4,6 +4,7 @@ from .denoising import DenoisingErrors, denoising_evaluator, denoising_loss
 from .ema import ema_decay, ema_update
 from .energy import energy_loss, fokker_planck_residual, noising_pair, rne_residual, score_of_energy
 from .fit import FitResult, FitState, check_state, fit
+from .guided import Guidance, Guided
 from .losses import drop_labels, score_matching_loss
 from .optimizer import learning_rate_schedule, make_optimizer
 from .preconditioning import Preconditioned
@@ -22,6 +23,8 @@ __all__ = [
     "DenoisingErrors",
     "FitResult",
     "FitState",
+    "Guidance",
+    "Guided",
     "LikelihoodBound",
     "Preconditioned",
     "TimeLaw",

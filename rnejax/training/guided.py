@@ -1,0 +1,82 @@
+"""A posterior's denoiser as what it adds to the prior's: a network, and a multiple of the reward's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..kernels import Array
+from ..model import DiffusionModel
+
+
+class Guidance(NamedTuple):
+    """Weights of `Guided`: those of its network, and the multiple of the reward's gradient, a number."""
+
+    network: Any
+    strength: Array
+
+
+@jax.tree_util.register_static
+class Guided:
+    r"""D(x, t) = D_prior(x, t) + c_t F(x / r_t, t) + g c_t^2 grad log r(D_prior(x, t)).
+
+    c_t is the root mean square error of the reference's denoiser on its own data, r_t the root mean square of its
+    states, as for `Preconditioned`. Tilting N(D, c^2) by r moves its mean by c^2 grad log r, to first order: g = 1 is
+    that, for data as the reference's; the network F knows better, and begins, if its last layer does, at zero. The
+    gradient is in the network's coordinates, of the reward of `prior.transform`'s; it is not differentiated again, and
+    where it is not finite (a reward of zero) it counts as zero.
+
+        guided = Guided(prior, apply, log_reward)
+        posterior = guided.model(Guidance(params, jnp.ones(())))
+
+    Args:
+      prior: the model of numbers that is tuned; its weights stay as they are.
+      apply: F, apply(params, x, t) or, with a condition, apply(params, x, t, condition), of one state.
+      log_reward: log r of one example in the user's coordinates; None for the network alone.
+
+    Raises:
+      ValueError: for a model of tokens.
+    """
+
+    def __init__(
+        self, prior: DiffusionModel, apply: Callable[..., Array], log_reward: Callable[[Array], Array] | None = None
+    ):
+        if prior.process.is_discrete:
+            raise ValueError(f"{type(prior.process).__name__} has tokens: add logits to the prior's instead")
+        self.prior = prior
+        self.apply = apply
+        self.log_reward = log_reward
+
+    def model(self, weights: Guidance, **options: Any) -> DiffusionModel:
+        """The posterior, with the prior's covariance, shape, transform and law at the largest time; see
+        `rnejax.DiffusionModel` for options.
+        """
+        prior = self.prior
+        options = {
+            "covariance": prior.covariance,
+            "shape": prior.shape,
+            "transform": prior.transform,
+            "prior": prior._own_prior,
+            **options,
+        }
+        return DiffusionModel(prior.process, self, "x0", params=weights, noise_level="level", **options)
+
+    def __call__(self, weights: Guidance, x: Array, level: Any, condition: Any = None) -> Array:
+        """E[x_0 | x_t] of the posterior, of one state at a noise level."""
+        clean = level.denoised(x, self.prior._excess(x[None], level)[0])
+        arguments = () if condition is None else (condition,)
+        output = self.apply(weights.network, x / level.state_scale, jnp.asarray(level.t, x.dtype), *arguments)
+        moved = clean + level.posterior_scale * output
+        if self.log_reward is None:
+            return moved
+        return moved + weights.strength * level.posterior_scale**2 * self._gradient(clean)
+
+    def _gradient(self, clean: Array) -> Array:
+        """grad log r of the denoised state."""
+        log_reward, to_data = self.log_reward, self.prior.transform.to_data
+        assert log_reward is not None
+        slope = jax.lax.stop_gradient(jax.grad(lambda x: log_reward(to_data(x)))(clean))
+        return jnp.where(jnp.all(jnp.isfinite(slope)), jnp.nan_to_num(slope), 0.0)
