@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..checks import check_number
 from ..kernels import Array
 from ..model import DiffusionModel
 
@@ -36,19 +37,27 @@ class Guided:
       prior: the model of numbers that is tuned; its weights stay as they are.
       apply: F, apply(params, x, t) or, with a condition, apply(params, x, t, condition), of one state.
       log_reward: log r of one example in the user's coordinates; None for the network alone.
+      trust: the largest KL divergence, c_t^2 |grad log r|^2 / 2 in nats, by which the gradient may move the denoised
+        state where g = 1: steeper ones are shortened, for they say nothing of what is far away.
 
     Raises:
-      ValueError: for a model of tokens.
+      ValueError: for a model of tokens, or a trust that is not positive.
     """
 
     def __init__(
-        self, prior: DiffusionModel, apply: Callable[..., Array], log_reward: Callable[[Array], Array] | None = None
+        self,
+        prior: DiffusionModel,
+        apply: Callable[..., Array],
+        log_reward: Callable[[Array], Array] | None = None,
+        *,
+        trust: float = 1.0,
     ):
         if prior.process.is_discrete:
             raise ValueError(f"{type(prior.process).__name__} has tokens: add logits to the prior's instead")
         self.prior = prior
         self.apply = apply
         self.log_reward = log_reward
+        self.trust = check_number("trust", trust, positive=True)
 
     def model(self, weights: Guidance, **options: Any) -> DiffusionModel:
         """The posterior, with the prior's covariance, shape, transform and law at the largest time; see
@@ -72,11 +81,13 @@ class Guided:
         moved = clean + level.posterior_scale * output
         if self.log_reward is None:
             return moved
-        return moved + weights.strength * level.posterior_scale**2 * self._gradient(clean)
+        return moved + weights.strength * self._shift(clean, level.posterior_scale)
 
-    def _gradient(self, clean: Array) -> Array:
-        """grad log r of the denoised state."""
+    def _shift(self, clean: Array, scale: Array) -> Array:
+        """c^2 grad log r of the denoised state, no longer than is trusted."""
         log_reward, to_data = self.log_reward, self.prior.transform.to_data
         assert log_reward is not None
         slope = jax.lax.stop_gradient(jax.grad(lambda x: log_reward(to_data(x)))(clean))
-        return jnp.where(jnp.all(jnp.isfinite(slope)), jnp.nan_to_num(slope), 0.0)
+        slope = jnp.where(jnp.all(jnp.isfinite(slope)), jnp.nan_to_num(slope), 0.0)
+        divergence = 0.5 * scale**2 * jnp.sum(slope**2)
+        return scale**2 * slope * jnp.sqrt(self.trust / jnp.maximum(divergence, self.trust))

@@ -76,6 +76,19 @@ def test_a_reward_of_zero_guides_nowhere():
     np.testing.assert_allclose(model.denoise(x, 0.3), prior_of(process).denoise(x, 0.3), rtol=1e-6)
 
 
+def test_a_steep_reward_is_followed_as_far_as_it_is_trusted():
+    process = PROCESSES[0]
+    prior, level, x = prior_of(process), process.level(0.5), jnp.asarray([0.3, 0.4])
+    for trust in (0.5, 2.0):
+        steep = Guided(prior, nothing, lambda x: 1e3 * log_reward(x), trust=trust)
+        moved = steep.model(Guidance(jnp.zeros(()), jnp.ones(()))).denoise(x, 0.5) - prior.denoise(x, 0.5)
+        divergence = 0.5 * float(jnp.sum(moved**2)) / float(level.posterior_scale) ** 2
+        assert divergence == pytest.approx(trust, rel=1e-4)
+        assert moved @ TILT > 0
+    with pytest.raises(ValueError, match="trust must be positive"):
+        Guided(prior, nothing, log_reward, trust=0.0)
+
+
 def test_tokens_are_told_to_add_logits():
     prior = rj.DiffusionModel(Masked(4, 3), lambda x, t: jnp.zeros((3, 4)))
     with pytest.raises(ValueError, match="tokens: add logits"):
