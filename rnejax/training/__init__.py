@@ -11,8 +11,10 @@ from .preconditioning import Preconditioned
 from .times import TimeLaw, low_discrepancy_uniforms, time_law
 from .tokens import LikelihoodBound, likelihood_bound, token_bound_loss, token_loss
 from .trajectory_balance import (
+    Assessment,
     Trajectories,
     Tuned,
+    assess,
     back_and_forth_residual,
     batch_log_normalizer,
     trajectory_balance_loss,
@@ -20,6 +22,7 @@ from .trajectory_balance import (
 )
 
 __all__ = [
+    "Assessment",
     "DenoisingErrors",
     "FitResult",
     "FitState",
@@ -30,6 +33,7 @@ __all__ = [
     "TimeLaw",
     "Trajectories",
     "Tuned",
+    "assess",
     "back_and_forth_residual",
     "batch_log_normalizer",
     "check_state",

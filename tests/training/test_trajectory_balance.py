@@ -16,7 +16,9 @@ from rnejax.networks import MLP, functional
 from rnejax.processes import AnyOrder, Cosine, NonReversible
 from rnejax.systems import GaussianMixture, TokenLaw
 from rnejax.training import (
+    Trajectories,
     Tuned,
+    assess,
     back_and_forth_residual,
     batch_log_normalizer,
     trajectory_balance_loss,
@@ -475,3 +477,63 @@ def test_what_is_no_loss_is_refused(options, words):
     prior, posterior = networks(PROCESSES[0])
     with pytest.raises(ValueError, match=words):
         trajectory_balance_loss(posterior, prior, rj.time_grid(PROCESSES[0], 5), log_reward, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- assessment
+
+
+def test_the_exact_posterior_has_no_gap(double_precision):
+    process = PROCESSES[0]
+    shift, log_normalizer = exact_answer(process)
+    make = partial(
+        trajectory_balance_residual,
+        KEY,
+        gaussian(process, shift),
+        gaussian(process),
+        rj.time_grid(process, 6),
+        log_reward,
+    )
+    found = assess(make(num_paths=50), make(x=jnp.ones((3, 3))))
+    for value in (found.lower_bound[0], found.log_normalizer, found.upper_bound[0]):
+        assert value == pytest.approx(log_normalizer, abs=1e-7)
+    assert found.effective_sample_size == pytest.approx(50)
+    assert found.residual_variance < 1e-12
+
+
+def test_bounds_are_on_either_side_and_importance_sampling_between(double_precision):
+    """Of a model half-way: log Z -+ the KL divergences of Gaussian paths, which are those of their means here."""
+    process = PROCESSES[0]
+    shift, log_normalizer = exact_answer(process)
+    make = partial(
+        trajectory_balance_residual,
+        prior=gaussian(process),
+        posterior=gaussian(process, 0.5 * shift),
+        times=rj.time_grid(process, 6),
+        log_reward=log_reward,
+    )
+    _, _, covariance = at_t_min(process)
+    # Both are the same Markov chains but for their means; x_{t_min} says all of them.
+    gap = 0.5 * 0.25 * TILT @ covariance @ TILT
+    posterior = GaussianMixture([MEAN + shift], covariances=COVARIANCE[None])
+    clean = jax.vmap(posterior.sample)(jax.random.split(jax.random.key(1), 4000))
+    alpha, sigma = process.alpha(process.t_min), process.sigma(process.t_min)
+    x = alpha * clean + sigma * jax.random.normal(jax.random.key(2), clean.shape)
+    found = assess(make(KEY, num_paths=4000), make(jax.random.key(3), x=x))
+    lower, error = found.lower_bound
+    assert abs(lower - (log_normalizer - gap)) < 4 * error
+    upper, error = found.upper_bound
+    assert abs(upper - (log_normalizer + gap)) < 4 * error
+    assert abs(found.log_normalizer - log_normalizer) < 4 * found.standard_error
+    assert found.residual_variance == pytest.approx(2 * gap, rel=0.2)
+    # exp of a normal number of variance 2 gap: the sample size is the share exp(-2 gap) of all.
+    assert found.effective_sample_size / 4000 == pytest.approx(np.exp(-2 * gap), rel=0.1)
+
+
+def test_paths_without_reward_are_told():
+    paths = Trajectories(jnp.zeros((3, 1)), jnp.zeros(3), jnp.asarray([0.0, 1.0, -jnp.inf]), jnp.zeros(3))
+    found = assess(paths)
+    assert found.lower_bound[0] == -np.inf
+    assert found.residual_variance == np.inf
+    assert found.log_normalizer == pytest.approx(np.log((1 + np.e) / 3))
+    with pytest.raises(ValueError, match="two paths or more"):
+        assess(paths._replace(log_reward=jnp.full(3, -jnp.inf)))
