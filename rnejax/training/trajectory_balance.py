@@ -167,8 +167,8 @@ class Assessment(NamedTuple):
 
     Attributes:
       lower_bound: mean of log r - log_ratio <= log Z in expectation, in nats, and its standard error.
-      log_normalizer: log Z by importance sampling, log of the mean of exp(log r - log_ratio); consistent, and too low on
-        average by half the squared error.
+      log_normalizer: log Z by importance sampling, log of the mean of exp(log r - log_ratio); consistent, and too low
+        on average by half the squared error.
       standard_error: of it, to first order; meaningless where the effective sample size is a few.
       effective_sample_size: of the paths as importance samples of the posterior, between 1 and their number.
       residual_variance: of log_ratio - log r, in nats^2: zero for the posterior, whatever log Z.
