@@ -6,9 +6,7 @@ With the prior's reverse kernels K and those of the model that is tuned, K_phi, 
 
 which vanishes for all paths where K_phi is the posterior's: the kernel ratio that steers by weights is a loss here. The
 path is a constant, whoever has made it: no gradient passes through sampling, and that of residual^2 / 2 is residual
-times the gradient of the sum. So it is computed in two passes, neither of which keeps a path: the first walks it and
-adds up, the second walks the same path again and adds up the gradients of its steps, weighted by what the first has
-found. Memory is that of one step, whatever their number.
+times the gradient of the sum (`rnejax.training.paths`, with the memory of one step, whatever their number).
 
 Paths start from the law that generation starts from, which must know nothing of x_{t_min}: otherwise its own tilt is
 missing from the residual.
@@ -21,8 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -32,11 +28,10 @@ import numpy as np
 import optax
 
 from ..checks import check_count, check_key, check_number
-from ..density import check_points, check_times, warn_of_signal
-from ..increments import transitions
-from ..kernels import Array, log_ratio
+from ..density import check_times, warn_of_signal
+from ..kernels import Array
 from ..model import DiffusionModel
-from ..smc import CompensatedSum
+from .paths import make_walk, path_log_ratio
 
 
 class Trajectories(NamedTuple):
@@ -95,7 +90,7 @@ def trajectory_balance_residual(
     times = check_times(posterior, times)
     warn_of_signal(prior, times)
     num_paths = check_count("num_paths", num_paths)
-    walk = _walk(key, posterior, prior, times, num_paths, x, inflation, num_steps)
+    walk = make_walk(key, posterior, prior, times, num_paths, x, inflation, num_steps)
     end, ratio = path_log_ratio(posterior.params, walk)
     return _weighed(prior, walk.start if walk.towards_noise else end, ratio, log_reward, log_normalizer)
 
@@ -125,10 +120,10 @@ def back_and_forth_residual(
     key_up, key_down = jax.random.split(key)
     _check_models(key, posterior, prior)
     times = check_times(posterior, times)
-    up = _walk(key_up, posterior, prior, times, 1, x, 1.0, num_steps)
+    up = make_walk(key_up, posterior, prior, times, 1, x, 1.0, num_steps)
     top, ratio_up = path_log_ratio(posterior.params, up)
     start = jax.lax.stop_gradient(top)
-    down = _walk(key_down, posterior, prior, times, len(start), None, 1.0, num_steps, start)
+    down = make_walk(key_down, posterior, prior, times, len(start), None, 1.0, num_steps, start)
     end, ratio_down = path_log_ratio(posterior.params, down)
     there = _weighed(prior, up.start, ratio_up, log_reward, 0.0)
     back = _weighed(prior, end, ratio_down, log_reward, 0.0)
@@ -341,188 +336,3 @@ def _split_batch(shares: Mapping[str, float], count: int) -> dict[str, int]:
     """Whole numbers of paths, as near to the shares as their order allows; their sum is the batch."""
     ends = np.round(np.cumsum([shares.get(name, 0.0) for name in SOURCES]) * count).astype(int)
     return dict(zip(SOURCES, np.diff(ends, prepend=0).tolist(), strict=True))
-
-
-# ------------------------------------------------------------------------------------------------------------ the walk
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["key", "posterior", "prior", "steps", "start", "inflation", "chosen"],
-    meta_fields=["towards_noise"],
-)
-@dataclass(frozen=True)
-class Walk:
-    """All that paths are made of, but for the weights.
-
-    Attributes:
-      key: every step has a key of its own, so that a path can be walked again.
-      posterior, prior: the models.
-      steps: stacked, in order of execution.
-      start: states in the network's coordinates, (n, *shape).
-      inflation: factors on the variance of the kernels that paths are drawn from, (n,), or None.
-      chosen: the steps that the gradient is of, (k,), or None for all.
-      towards_noise: whether paths go up by the noising kernels.
-    """
-
-    key: Array
-    posterior: DiffusionModel
-    prior: DiffusionModel
-    steps: Any
-    start: Array
-    inflation: Array | None
-    chosen: Array | None
-    towards_noise: bool
-
-
-def _walk(
-    key: Array,
-    posterior: DiffusionModel,
-    prior: DiffusionModel,
-    times: np.ndarray,
-    num_paths: int,
-    x: Any,
-    inflation: Any,
-    num_steps: int | None,
-    start: Array | None = None,
-) -> Walk:
-    key_start, key_steps, key_chosen = jax.random.split(key, 3)
-    count = len(times) - 1
-    if x is not None:
-        start = jax.vmap(prior.transform.to_model)(check_points(prior, x, times))
-        factors = None
-    else:
-        if start is None:
-            law = prior.prior_at(prior.process.level(times[-1]))
-            start = jax.vmap(law.sample)(jax.random.split(key_start, num_paths))
-        factors = _inflation(inflation, prior, num_paths)
-    chosen = None
-    if num_steps is not None and check_count("num_steps", num_steps) < count:
-        chosen = jax.random.choice(key_chosen, count, (num_steps,), replace=False)
-    return Walk(
-        key=key_steps,
-        posterior=posterior.with_params(jax.lax.stop_gradient(posterior.params)),
-        prior=prior,
-        steps=transitions(prior.process, times, towards_noise=x is not None),
-        start=jax.lax.stop_gradient(start),
-        inflation=factors,
-        chosen=chosen,
-        towards_noise=x is not None,
-    )
-
-
-def _inflation(inflation: Any, prior: DiffusionModel, num_paths: int) -> Array | None:
-    is_number = isinstance(inflation, (int, float))
-    if is_number and check_number("inflation", inflation, positive=True) == 1:
-        return None
-    if prior.process.is_discrete:
-        raise ValueError(f"inflation is of Gaussian kernels, and states of {type(prior.process).__name__} are tokens")
-    factors = jnp.asarray(inflation, jnp.result_type(float))
-    if factors.shape not in ((), (num_paths,)):
-        raise ValueError(f"inflation must be a number or of shape ({num_paths},), got {factors.shape}")
-    return jnp.broadcast_to(factors, (num_paths,))
-
-
-def _step(params: Any, walk: Walk, index: Array, step: Any, x: Array) -> tuple[Array, tuple[Array, Array]]:
-    """log K_phi / K of one step of every path, and both its ends (x_t, x_s); one of them is x."""
-    key_model, key_move = jax.random.split(jax.random.fold_in(walk.key, index))
-    keys = jax.random.split(key_move, len(x))
-    x = jax.lax.stop_gradient(x)
-    x_t = jax.vmap(lambda key, x: step.forward(x).sample(key))(keys, x) if walk.towards_noise else x
-    ratios, x_s = _ratios(params, walk, key_model, keys, step, x_t, x if walk.towards_noise else None)
-    return ratios, (x_t, x_s)
-
-
-def _ratios(
-    params: Any, walk: Walk, key_model: Array, keys: Array, step: Any, x_t: Array, x_s: Array | None
-) -> tuple[Array, Array]:
-    """log K_phi(x_s | x_t) / K(x_s | x_t); x_s is drawn from K_phi, inflated, where it is not given."""
-    posterior, prior = walk.posterior.with_params(params), walk.prior
-    ours = posterior.evaluate(key_model, x_t, step.t)
-    # Covariances are taken as they are: eigenvectors have no derivative where eigenvalues are equal.
-    ours = jax.lax.stop_gradient(ours)._replace(excess=ours.excess)
-    theirs = prior.evaluate(key_model, x_t, step.t, after=jax.lax.stop_gradient(ours.excess))
-
-    def one(key: Array, x_t: Array, ours: Any, theirs: Any, x_s: Any, inflation: Any) -> tuple[Array, Array]:
-        kernel: Any = posterior.kernel(step, x_t, ours)
-        if x_s is None:
-            wide = kernel if inflation is None else kernel.scale_covariance(inflation)
-            x_s = jax.lax.stop_gradient(wide.sample(key))
-        return log_ratio(kernel, prior.kernel(step, x_t, theirs), x_s), x_s
-
-    return jax.vmap(one)(keys, x_t, ours, theirs, x_s, walk.inflation)
-
-
-@jax.custom_vjp
-def path_log_ratio(params: Any, walk: Walk) -> tuple[Array, Array]:
-    """Where paths end, (n, *shape), and their sums of log K_phi / K, (n,), of which the weights have a gradient."""
-    return _forward(params, walk)[:2]
-
-
-def _forward(params: Any, walk: Walk) -> tuple[Array, Array, tuple[Array, Array] | None]:
-    """Also, if the gradient is of some steps only, the states at both their ends, (k, n, *shape)."""
-    count = len(jax.tree.leaves(walk.steps)[0])
-    kept = None
-    slots = jnp.zeros(count, int)
-    if walk.chosen is not None:
-        k = len(walk.chosen)
-        slots = jnp.full(count, k).at[walk.chosen].set(jnp.arange(k))  # the last slot is for all others
-        empty = jnp.zeros((k + 1, *walk.start.shape), walk.start.dtype)
-        kept = empty, empty
-
-    # Not the loop of `rnejax.smc`: what the second pass carries, a gradient, is no particle, and both must agree.
-    def body(carry: Any, this: Any) -> tuple[Any, None]:
-        x, total, kept = carry
-        index, slot, step = this
-        ratios, ends = _step(params, walk, index, step, x)
-        if kept is not None:
-            kept = jax.tree.map(lambda kept, end: kept.at[slot].set(end), kept, ends)
-        return (ends[0] if walk.towards_noise else ends[1], total.add(ratios), kept), None
-
-    zeros = jnp.zeros(len(walk.start), jnp.result_type(float))
-    (x, total, kept), _ = jax.lax.scan(
-        body, (walk.start, CompensatedSum.of(zeros), kept), (jnp.arange(count), slots, walk.steps)
-    )
-    return x, total.value, kept
-
-
-def _save(params: Any, walk: Walk) -> tuple[tuple[Array, Array], Any]:
-    x, total, kept = _forward(params, walk)
-    return (x, total), (params, walk, kept)
-
-
-def _backward(saved: Any, cotangents: tuple[Any, Array]) -> tuple[Any, None]:
-    params, walk, kept = saved
-    weights = cotangents[1]
-    count = len(jax.tree.leaves(walk.steps)[0])
-    zeros = jax.tree.map(jnp.zeros_like, params)
-
-    def add(gradient: Any, change: Any) -> Any:
-        return jax.tree.map(jnp.add, gradient, change)
-
-    if kept is None:
-
-        def again(carry: Any, this: Any) -> tuple[Any, None]:
-            x, gradient = carry
-            index, step = this
-            _, pull, ends = jax.vjp(lambda params: _step(params, walk, index, step, x), params, has_aux=True)
-            return (ends[0] if walk.towards_noise else ends[1], add(gradient, pull(weights)[0])), None
-
-        (_, gradient), _ = jax.lax.scan(again, (walk.start, zeros), (jnp.arange(count), walk.steps))
-        return gradient, None
-
-    k = len(walk.chosen)
-
-    def at_chosen(gradient: Any, this: Any) -> tuple[Any, None]:
-        index, step, x_t, x_s = this
-        key_model, key_move = jax.random.split(jax.random.fold_in(walk.key, index))
-        keys = jax.random.split(key_move, len(x_t))
-        _, pull = jax.vjp(lambda params: _ratios(params, walk, key_model, keys, step, x_t, x_s)[0], params)
-        return add(gradient, pull(weights * (count / k))[0]), None
-
-    steps = jax.tree.map(lambda leaf: leaf[walk.chosen], walk.steps)
-    gradient, _ = jax.lax.scan(at_chosen, zeros, (walk.chosen, steps, kept[0][:-1], kept[1][:-1]))
-    return gradient, None
-
-
-path_log_ratio.defvjp(_save, _backward)

@@ -451,6 +451,10 @@ def test_positions_and_velocities_become_their_stationary_laws():
         (lambda: LinearSDE(A, 1.0).check_shape((4,)), r"acts on 3 coordinates: .* got shape \(4,\)"),
         (lambda: CriticallyDamped().check_shape((6,)), "2 coordinates"),
         (lambda: jax.jit(LinearSDE(A, 1.0).level)(0.3), "must be known when the program is traced"),
+        (
+            lambda: jax.jit(lambda t: LinearSDE(A, 1.0).steps(t[:-1], t[1:], True).u)(jnp.asarray([0.1, 0.2])),
+            "must be known when the program is traced",
+        ),
     ],
 )
 def test_what_is_no_process_is_refused(make, words):

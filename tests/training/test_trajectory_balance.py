@@ -24,7 +24,8 @@ from rnejax.training import (
     trajectory_balance_loss,
     trajectory_balance_residual,
 )
-from rnejax.training.trajectory_balance import _forward, _split_batch, _walk, path_log_ratio
+from rnejax.training.paths import make_walk, path_log_ratio, walk_once
+from rnejax.training.trajectory_balance import _split_batch
 
 KEY = jax.random.key(21)
 MEAN = np.array([0.4, -0.3, 0.2])
@@ -138,9 +139,9 @@ def networks(process, seed=0):
     return models
 
 
-def make_walk(prior, posterior, times, up=False, num_steps=None):
+def a_walk(prior, posterior, times, up=False, num_steps=None):
     x = jnp.asarray([[0.3, 1.0, -2.0], [1.0, 0.0, 0.1]]) if up else None
-    return _walk(KEY, posterior, prior, times, 2, x, 1.5, num_steps)
+    return make_walk(KEY, posterior, prior, times, 2, x, 1.5, num_steps)
 
 
 def close(found, expected, rtol):
@@ -155,10 +156,10 @@ def test_two_passes_are_the_direct_gradient(process, up, double):
     with jax.enable_x64(double):
         prior, posterior = networks(process)
         times = rj.time_grid(process, 7)
-        walk = make_walk(prior, posterior, times, up)
+        walk = a_walk(prior, posterior, times, up)
         weights = jnp.asarray([0.7, -1.3])
         two = jax.grad(lambda params: path_log_ratio(params, walk)[1] @ weights)(posterior.params)
-        one = jax.grad(lambda params: _forward(params, walk)[1] @ weights)(posterior.params)
+        one = jax.grad(lambda params: walk_once(params, walk)[1] @ weights)(posterior.params)
         assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(one)) > 1e-2
         close(two, one, 1e-10 if double else 1e-5)
     jax.clear_caches()
@@ -168,7 +169,7 @@ def test_the_gradient_is_the_sum_over_steps_of_log_kernels(double_precision):
     process = PROCESSES[0]
     prior, posterior = networks(process)
     times = rj.time_grid(process, 4)
-    walk = make_walk(prior, posterior, times, up=True)
+    walk = a_walk(prior, posterior, times, up=True)
     # The same path, by hand: the walk's own keys, and everything else from public functions.
     states = [walk.start]
     for i in range(4):
@@ -197,7 +198,7 @@ def test_the_gradient_is_the_sum_over_steps_of_log_kernels(double_precision):
 def test_single_steps_add_up_to_the_gradient(up, double_precision):
     process = PROCESSES[0]
     prior, posterior = networks(process)
-    walk = make_walk(prior, posterior, rj.time_grid(process, 5), up)
+    walk = a_walk(prior, posterior, rj.time_grid(process, 5), up)
 
     def gradient(walk):
         return jax.grad(lambda params: path_log_ratio(params, walk)[1] @ jnp.asarray([0.7, -1.3]))(posterior.params)
@@ -312,9 +313,9 @@ def test_memory_does_not_grow_with_the_steps():
     prior = rj.DiffusionModel(process, apply.as_prediction(), "x0", shape=(64,), params=params, batched=True)
 
     def peak(num_steps, direct=False):
-        walk = _walk(KEY, prior, prior, rj.time_grid(process, num_steps), 64, None, 1.0, None)
+        walk = make_walk(KEY, prior, prior, rj.time_grid(process, num_steps), 64, None, 1.0, None)
         ratio = (
-            (lambda params: _forward(params, walk)[1]) if direct else (lambda params: path_log_ratio(params, walk)[1])
+            (lambda params: walk_once(params, walk)[1]) if direct else (lambda params: path_log_ratio(params, walk)[1])
         )
         gradient = jax.jit(jax.grad(lambda params: jnp.sum(ratio(params) ** 2)))
         return gradient.lower(params).compile().memory_analysis().temp_size_in_bytes
@@ -385,9 +386,9 @@ def test_going_back_and_forth_knows_nothing_of_the_normaliser(double_precision):
     x = jnp.asarray([[0.3, 1.0, -2.0], [1.0, 0.0, 0.1]])
     difference, back = back_and_forth_residual(KEY, posterior, prior, times, log_reward, x)
     key_up, key_down = jax.random.split(KEY)
-    up = _walk(key_up, posterior, prior, times, 1, x, 1.0, None)
+    up = make_walk(key_up, posterior, prior, times, 1, x, 1.0, None)
     top, ratio_up = path_log_ratio(posterior.params, up)
-    down = _walk(key_down, posterior, prior, times, 2, None, 1.0, None, top)
+    down = make_walk(key_down, posterior, prior, times, 2, None, 1.0, None, top)
     end, ratio_down = path_log_ratio(posterior.params, down)
     np.testing.assert_allclose(back.x, end)
     expected = (ratio_down - log_reward(end)) - (ratio_up - log_reward(x))
