@@ -28,7 +28,8 @@ class Guided:
     states, as for `Preconditioned`. Tilting N(D, c^2) by r moves its mean by c^2 grad log r, to first order: g = 1 is
     that, for data as the reference's; the network F knows better, and begins, if its last layer does, at zero. The
     gradient is in the network's coordinates, of the reward of `prior.transform`'s; it is not differentiated again, and
-    where it is not finite (a reward of zero) it counts as zero.
+    where the reward is zero (log r = -inf) there is none to follow. Another gradient that is no number is not mended:
+    the denoised state is NaN, and `rnejax.training.fit` stops.
 
         guided = Guided(prior, apply, log_reward)
         posterior = guided.model(Guidance(params, jnp.ones(())))
@@ -87,7 +88,7 @@ class Guided:
         """c^2 grad log r of the denoised state, no longer than is trusted."""
         log_reward, to_data = self.log_reward, self.prior.transform.to_data
         assert log_reward is not None
-        slope = jax.lax.stop_gradient(jax.grad(lambda x: log_reward(to_data(x)))(clean))
-        slope = jnp.where(jnp.all(jnp.isfinite(slope)), jnp.nan_to_num(slope), 0.0)
+        value, slope = jax.lax.stop_gradient(jax.value_and_grad(lambda x: log_reward(to_data(x)))(clean))
+        slope = jnp.where(value == -jnp.inf, 0.0, slope)
         divergence = 0.5 * scale**2 * jnp.sum(slope**2)
         return scale**2 * slope * jnp.sqrt(self.trust / jnp.maximum(divergence, self.trust))

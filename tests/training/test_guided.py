@@ -76,6 +76,13 @@ def test_a_reward_of_zero_guides_nowhere():
     np.testing.assert_allclose(model.denoise(x, 0.3), prior_of(process).denoise(x, 0.3), rtol=1e-6)
 
 
+def test_a_gradient_that_is_no_number_is_not_mended():
+    process = PROCESSES[0]
+    broken = Guided(prior_of(process), nothing, lambda x: jnp.sqrt(0.0 * x[0]))  # 0, of gradient 0 / 0
+    model = broken.model(Guidance(jnp.zeros(()), jnp.ones(())))
+    assert np.all(np.isnan(model.denoise(jnp.asarray([0.3, 0.4]), 0.3)[:1]))
+
+
 def test_a_steep_reward_is_followed_as_far_as_it_is_trusted():
     process = PROCESSES[0]
     prior, level, x = prior_of(process), process.level(0.5), jnp.asarray([0.3, 0.4])
