@@ -1,5 +1,6 @@
 """Inference-time control: targets, rewards, proposals, and steer()."""
 
+from .following import Follow
 from .observations import PredictionError, observe, prediction_error
 from .proposals import Drift, FeynmanKac, Local, Proposal, Transport
 from .renoising import Remask
@@ -15,6 +16,7 @@ __all__ = [
     "Candidates",
     "Drift",
     "FeynmanKac",
+    "Follow",
     "Local",
     "PredictionError",
     "Proposal",

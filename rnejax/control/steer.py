@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from ..processes.gaussian_steps import drift_and_diffusion
 from ..smc import Resampling, diagnose, run
 from ..smc.faults import raise_on_fault
 from ..smc.weights import relative_error_of_mean
+from .following import Follow
 from .problem import Particle, Steer, initial_law
 from .proposals import Drift, FeynmanKac, Proposal, get_proposal
 from .renoising import times_to_go_up_to
@@ -72,7 +74,7 @@ def steer(
     times: Any,
     num_particles: int = 1024,
     ess_threshold: float = 0.5,
-    proposal: str | tuple[float, float] | Proposal | None = None,
+    proposal: str | tuple[float, float] | Proposal | DiffusionModel | None = None,
     num_groups: int | None = None,
     *,
     renoise: Any = None,
@@ -97,7 +99,8 @@ def steer(
         particles; 0 never, above 1 always.
       proposal: of numbers ``symmetric`` (the default), ``feynman_kac``, a pair (c_a, c_b), or an object; see
         `rnejax.control.proposals`. Of tokens ``locally_optimal`` (the default), ``base``, or an object; see
-        `rnejax.control.token_proposals`.
+        `rnejax.control.token_proposals`. A model, of the target's process and shape, proposes by its reverse kernels:
+        one that was fine-tuned for the target (`rnejax.control.Follow`). Rewards then need no gradients.
       num_groups: independent runs at once, whose spread is the standard error.
       renoise: how far a step goes up again by the auxiliary kernel once it is down: a function of the time t it has
         come to that returns a time t+ >= t (t for none), or `rnejax.control.Remask`. The next step starts there,
@@ -178,13 +181,20 @@ def prepare(
     check_exponents(exponents, times)
     check_proposal(target, chosen, exponents)
     rewards = tuple(reward.without_schedule() for reward in target.rewards)
+    models = target.models
+    if isinstance(chosen, Follow):
+        chosen.check(process, models[0].shape)
+        # Evaluated with the target's models, of which it is none: its exponent is 0.
+        models = (*models, chosen.model)
+        exponents = np.pad(exponents, ((0, 0), (0, 1)))
+        rewards = tuple(replace(reward, gradient=False) for reward in rewards)
     if not is_traced(key, target):
         rewards = tuple(reward.guarded() for reward in rewards)
     top = process.level(times[-1])
     problem = Steer(
-        models=target.models,
+        models=models,
         rewards=rewards,
-        initial=initial_law(target.models, top, exponents[-1]),
+        initial=initial_law(target.models, top, exponents[-1, : len(target.models)]),
         top=top,
         exponents=jnp.asarray(exponents[-1], jnp.result_type(float)),
         proposal=chosen,
@@ -193,7 +203,7 @@ def prepare(
     )
     evaluate_last = chosen.needs_auxiliary(exponents.sum(axis=1))
     looks = evaluate_last or hasattr(chosen, "log_increment")
-    looks |= not process.is_discrete and any(reward.gradient and not reward.exact for reward in target.rewards)
+    looks |= not process.is_discrete and any(reward.gradient and not reward.exact for reward in rewards)
     if problem.renoises and (looks or np.ptp(exponents, axis=0).any()):
         raise ValueError(
             "renoise needs exponents that are constant and an auxiliary kernel that does not look at what models and "
@@ -233,9 +243,10 @@ class SteeringWarning(UserWarning):
 def summarise(result: Any, problem: Steer, bottom: Level, times: np.ndarray) -> Steered:
     """The run in the user's coordinates and without its first iteration, which moves nothing."""
     model = problem.models[0]
+    count = len(problem.models) - isinstance(problem.proposal, Follow)
     state: Particle = result.state
     x = state.x.reshape(-1, *model.shape)
-    excesses = state.excess_log_densities.value.reshape(len(x), -1)
+    excesses = state.excess_log_densities.value.reshape(len(x), -1)[:, :count]
     log_densities = jax.vmap(
         lambda x, excesses: jax.vmap(lambda excess: to_user_log_density(model, bottom, x, excess))(excesses)
     )(x, excesses)
@@ -249,7 +260,7 @@ def summarise(result: Any, problem: Steer, bottom: Level, times: np.ndarray) -> 
         particles=result.particles,
         log_weights=result.log_weights,
         log_normalizer=result.log_normalizer,
-        log_densities=log_densities.reshape(*result.log_weights.shape, -1),
+        log_densities=log_densities.reshape(*result.log_weights.shape, count),
         info=SteerInfo(
             time=jnp.asarray(times[1:], increments.dtype),
             num_resamplings=info.num_resamplings,
@@ -391,6 +402,8 @@ def choose_proposal(process: Process, proposal: Any) -> Proposal:
       ValueError: for an unknown name, something that is no proposal, or one for states of another kind.
     """
     proposal = process.default_proposal if proposal is None else proposal
+    if isinstance(proposal, DiffusionModel):
+        proposal = Follow(proposal)
     chosen = get_token_proposal(proposal) if process.is_discrete else get_proposal(proposal)
     if getattr(chosen, "is_discrete", process.is_discrete) != process.is_discrete:
         raise ValueError(f"{chosen} is no proposal for states of {type(process).__name__}")

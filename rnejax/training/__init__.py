@@ -1,8 +1,10 @@
 """Losses, the training loop and what judges its result. Nothing here is imported by `import rnejax`."""
 
+from .assessment import Assessment, assess
 from .denoising import DenoisingErrors, denoising_evaluator, denoising_loss
 from .ema import ema_decay, ema_update
 from .energy import energy_loss, fokker_planck_residual, noising_pair, rne_residual, score_of_energy
+from .fine_tuning import Examples, FineTuned, trajectory_balance_loss
 from .fit import FitResult, FitState, check_state, fit
 from .guided import Guidance, Guided
 from .losses import drop_labels, score_matching_loss
@@ -11,19 +13,17 @@ from .preconditioning import Preconditioned
 from .times import TimeLaw, low_discrepancy_uniforms, time_law
 from .tokens import LikelihoodBound, likelihood_bound, token_bound_loss, token_loss
 from .trajectory_balance import (
-    Assessment,
     Trajectories,
-    Tuned,
-    assess,
     back_and_forth_residual,
     batch_log_normalizer,
-    trajectory_balance_loss,
     trajectory_balance_residual,
 )
 
 __all__ = [
     "Assessment",
     "DenoisingErrors",
+    "Examples",
+    "FineTuned",
     "FitResult",
     "FitState",
     "Guidance",
@@ -32,7 +32,6 @@ __all__ = [
     "Preconditioned",
     "TimeLaw",
     "Trajectories",
-    "Tuned",
     "assess",
     "back_and_forth_residual",
     "batch_log_normalizer",

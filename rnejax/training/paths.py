@@ -25,7 +25,17 @@ from ..smc import CompensatedSum
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["key", "posterior", "prior", "steps", "start", "inflation", "chosen"],
+    data_fields=[
+        "key",
+        "posterior",
+        "prior",
+        "steps",
+        "start",
+        "inflation",
+        "chosen",
+        "conditions",
+        "prior_conditions",
+    ],
     meta_fields=["towards_noise"],
 )
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class Walk:
       start: states in the network's coordinates, (n, *shape).
       inflation: factors on the variance of the kernels that paths are drawn from, (n,), or None.
       chosen: the steps that the gradient is of, (k,), or None for all.
+      conditions, prior_conditions: of the two models, with a leading axis of paths; None for their own.
       towards_noise: whether paths go up by the noising kernels.
     """
 
@@ -49,6 +60,8 @@ class Walk:
     start: Array
     inflation: Array | None
     chosen: Array | None
+    conditions: Any
+    prior_conditions: Any
     towards_noise: bool
 
 
@@ -62,6 +75,8 @@ def make_walk(
     inflation: Any,
     num_steps: int | None,
     start: Array | None = None,
+    conditions: Any = None,
+    prior_conditions: Any = None,
 ) -> Walk:
     key_start, key_steps, key_chosen = jax.random.split(key, 3)
     count = len(times) - 1
@@ -84,6 +99,8 @@ def make_walk(
         start=jax.lax.stop_gradient(start),
         inflation=factors,
         chosen=chosen,
+        conditions=conditions,
+        prior_conditions=prior_conditions,
         towards_noise=x is not None,
     )
 
@@ -115,10 +132,10 @@ def _ratios(
 ) -> tuple[Array, Array]:
     """log K_phi(x_s | x_t) / K(x_s | x_t); x_s is drawn from K_phi, inflated, where it is not given."""
     posterior, prior = walk.posterior.with_params(params), walk.prior
-    ours = posterior.evaluate(key_model, x_t, step.t)
+    ours = _evaluate(posterior, walk.conditions, key_model, x_t, step.t)
     # Covariances are taken as they are: eigenvectors have no derivative where eigenvalues are equal.
     ours = jax.lax.stop_gradient(ours)._replace(excess=ours.excess)
-    theirs = prior.evaluate(key_model, x_t, step.t, after=jax.lax.stop_gradient(ours.excess))
+    theirs = _evaluate(prior, walk.prior_conditions, key_model, x_t, step.t, jax.lax.stop_gradient(ours.excess))
 
     def one(key: Array, x_t: Array, ours: Any, theirs: Any, x_s: Any, inflation: Any) -> tuple[Array, Array]:
         kernel: Any = posterior.kernel(step, x_t, ours)
@@ -128,6 +145,18 @@ def _ratios(
         return log_ratio(kernel, prior.kernel(step, x_t, theirs), x_s), x_s
 
     return jax.vmap(one)(keys, x_t, ours, theirs, x_s, walk.inflation)
+
+
+def _evaluate(model: DiffusionModel, conditions: Any, key: Array, x: Array, level: Any, after: Any = None) -> Any:
+    """What a model says of every path's state, under a condition of its own where there are any."""
+    if conditions is None:
+        return model.evaluate(key, x, level, after=after)
+
+    def one(condition: Any, key: Array, x: Array, after: Any) -> Any:
+        found = model.with_condition(condition).evaluate(key, x[None], level, after=after)
+        return jax.tree.map(lambda leaf: leaf[0], found)
+
+    return jax.vmap(one)(conditions, jax.random.split(key, len(x)), x, after)
 
 
 @jax.custom_vjp

@@ -11,7 +11,7 @@ import rnejax as rj
 from rnejax.networks import MLP, UNet, adapted, functional, low_rank_adapters
 from rnejax.processes import Cosine, CriticallyDamped, Masked, NonReversible
 from rnejax.systems import GaussianMixture
-from rnejax.training import Guidance, Guided, Tuned, fit, trajectory_balance_loss
+from rnejax.training import FineTuned, Guidance, Guided, fit, trajectory_balance_loss
 
 KEY = jax.random.key(3)
 TILT = np.array([0.6, -0.4])
@@ -113,7 +113,7 @@ def test_the_strength_is_learned():
     fitted = fit(
         KEY,
         loss,
-        Tuned(weights, jnp.zeros(())),
+        FineTuned(weights, jnp.zeros(())),
         jnp.zeros((64, 2)),
         optax.adam(optax.cosine_decay_schedule(0.1, 200)),
         num_steps=200,

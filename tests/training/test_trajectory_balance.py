@@ -16,16 +16,16 @@ from rnejax.networks import MLP, functional
 from rnejax.processes import AnyOrder, Cosine, NonReversible
 from rnejax.systems import GaussianMixture, TokenLaw
 from rnejax.training import (
+    FineTuned,
     Trajectories,
-    Tuned,
     assess,
     back_and_forth_residual,
     batch_log_normalizer,
     trajectory_balance_loss,
     trajectory_balance_residual,
 )
+from rnejax.training.fine_tuning import _split_batch
 from rnejax.training.paths import make_walk, path_log_ratio, walk_once
-from rnejax.training.trajectory_balance import _split_batch
 
 KEY = jax.random.key(21)
 MEAN = np.array([0.4, -0.3, 0.2])
@@ -371,7 +371,7 @@ def test_every_source_has_no_residual_on_the_exact_posterior(process, double_pre
     x = jnp.asarray(np.random.default_rng(0).normal(size=(10, 3)))
     for normalizer, known in (("learned", log_normalizer), ("batch", 17.0)):
         values, report = the_loss(process, posterior, sources=ALL, normalizer=normalizer)(
-            KEY, Tuned(posterior.params, jnp.asarray(known)), x
+            KEY, FineTuned(posterior.params, jnp.asarray(known)), x
         )
         assert values.shape == (10,)
         np.testing.assert_allclose(values, 0, atol=1e-15)
@@ -417,7 +417,7 @@ def test_a_reward_of_zero_teaches_avoidance():
     loss = trajectory_balance_loss(
         posterior, prior, rj.time_grid(process, 5), half_a_line, bound=3.0, least_log_reward=-20.0
     )
-    tuned = Tuned(posterior.params, jnp.zeros(()))
+    tuned = FineTuned(posterior.params, jnp.zeros(()))
     (_, report), gradient = jax.value_and_grad(
         lambda tuned: (lambda values, report: (values.mean(), report))(*loss(KEY, tuned, jnp.zeros((32, 3)))),
         has_aux=True,
@@ -431,7 +431,7 @@ def test_a_reward_of_zero_teaches_avoidance():
 def test_the_bound_is_hubers(double_precision):
     process = PROCESSES[0]
     prior, posterior = networks(process)
-    tuned = Tuned(posterior.params, jnp.asarray(0.5))
+    tuned = FineTuned(posterior.params, jnp.asarray(0.5))
     values = {}
     for bound in (np.inf, 0.7):
         loss = trajectory_balance_loss(posterior, prior, rj.time_grid(process, 5), log_reward, bound=bound)
@@ -448,7 +448,7 @@ def test_the_batchs_normaliser_has_the_gradient_of_half_the_variance(double_prec
     loss = trajectory_balance_loss(posterior, prior, rj.time_grid(process, 5), log_reward, normalizer="batch")
 
     def mean(weights):
-        return loss(KEY, Tuned(weights, jnp.zeros(())), jnp.zeros((8, 3)))[0].mean()
+        return loss(KEY, FineTuned(weights, jnp.zeros(())), jnp.zeros((8, 3)))[0].mean()
 
     walk_key = jax.random.split(KEY, 4)[0]
 
@@ -468,7 +468,7 @@ def test_the_batchs_normaliser_has_the_gradient_of_half_the_variance(double_prec
         ({"sources": {"dreamt": 1.0}}, "sources must be among generated, inflated, noised, back_and_forth: got dreamt"),
         ({"sources": {}}, "one must be positive"),
         ({"sources": {"noised": -1.0, "generated": 2.0}}, "must not be negative"),
-        ({"normalizer": "guessed"}, "normalizer must be 'learned' or 'batch', got 'guessed'"),
+        ({"normalizer": "guessed"}, "normalizer must be 'learned', 'batch' or a function, got 'guessed'"),
         ({"bound": 0.0}, "bound must be positive"),
         ({"turn": 0.0}, "turn must be a share of the steps"),
         ({"inflation": 0.0}, "inflation must be positive"),
