@@ -8,6 +8,7 @@ from .fine_tuning import Examples, FineTuned, trajectory_balance_loss
 from .fit import FitResult, FitState, check_state, fit
 from .guided import Guidance, Guided
 from .losses import drop_labels, score_matching_loss
+from .low_rank import low_rank_model
 from .optimizer import learning_rate_schedule, make_optimizer
 from .preconditioning import Preconditioned
 from .times import TimeLaw, low_discrepancy_uniforms, time_law
@@ -47,6 +48,7 @@ __all__ = [
     "learning_rate_schedule",
     "likelihood_bound",
     "low_discrepancy_uniforms",
+    "low_rank_model",
     "make_optimizer",
     "noising_pair",
     "rne_residual",

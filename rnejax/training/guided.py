@@ -1,4 +1,4 @@
-"""A posterior's denoiser as what it adds to the prior's: a network, and a multiple of the reward's gradient."""
+"""A posterior's denoiser as what it adds to the prior's: a network or other weights, and a reward's gradient."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..model import DiffusionModel
 
 
 class Guidance(NamedTuple):
-    """Weights of `Guided`: those of its network, and the multiple of the reward's gradient, a number."""
+    """Weights of `Guided`: those of its network, or the prior's own, and the multiple of the reward's gradient."""
 
     network: Any
     strength: Array
@@ -34,10 +34,16 @@ class Guided:
         guided = Guided(prior, apply, log_reward)
         posterior = guided.model(Guidance(params, jnp.ones(())))
 
+    Without F, the prior's own weights are tuned: D_prior is that of ``prior.with_params(weights.network)``, under the
+    posterior's condition where there is one.
+
+        posterior = Guided(prior, log_reward=log_reward).model(Guidance(prior.params, jnp.ones(())))
+
     Args:
-      prior: the model of numbers that is tuned; its weights stay as they are.
-      apply: F, apply(params, x, t) or, with a condition, apply(params, x, t, condition), of one state.
-      log_reward: log r of one example in the user's coordinates; None for the network alone.
+      prior: the model of numbers that is tuned. With F its weights stay as they are.
+      apply: F, apply(params, x, t) or, with a condition, apply(params, x, t, condition), of one state; None for none.
+      log_reward: log r of one example in the user's coordinates, log_reward(x, condition) where the posterior has a
+        condition; None for no gradient.
       trust: the largest KL divergence, c_t^2 |grad log r|^2 / 2 in nats, by which the gradient may move the denoised
         state where g = 1: steeper ones are shortened, for they say nothing of what is far away.
 
@@ -48,8 +54,8 @@ class Guided:
     def __init__(
         self,
         prior: DiffusionModel,
-        apply: Callable[..., Array],
-        log_reward: Callable[[Array], Array] | None = None,
+        apply: Callable[..., Array] | None = None,
+        log_reward: Callable[..., Array] | None = None,
         *,
         trust: float = 1.0,
     ):
@@ -76,19 +82,25 @@ class Guided:
 
     def __call__(self, weights: Guidance, x: Array, level: Any, condition: Any = None) -> Array:
         """E[x_0 | x_t] of the posterior, of one state at a noise level."""
-        clean = level.denoised(x, self.prior._excess(x[None], level)[0])
         arguments = () if condition is None else (condition,)
-        output = self.apply(weights.network, x / level.state_scale, jnp.asarray(level.t, x.dtype), *arguments)
-        moved = clean + level.posterior_scale * output
+        model = self.prior
+        if self.apply is None:
+            model = model.with_params(weights.network)
+            model = model if condition is None else model.with_condition(condition)
+        clean = level.denoised(x, model._excess(x[None], level)[0])
+        moved = clean
+        if self.apply is not None:
+            output = self.apply(weights.network, x / level.state_scale, jnp.asarray(level.t, x.dtype), *arguments)
+            moved = clean + level.posterior_scale * output
         if self.log_reward is None:
             return moved
-        return moved + weights.strength * self._shift(clean, level.posterior_scale)
+        return moved + weights.strength * self._shift(clean, level.posterior_scale, arguments)
 
-    def _shift(self, clean: Array, scale: Array) -> Array:
+    def _shift(self, clean: Array, scale: Array, condition: tuple[Any, ...]) -> Array:
         """c^2 grad log r of the denoised state, no longer than is trusted."""
         log_reward, to_data = self.log_reward, self.prior.transform.to_data
         assert log_reward is not None
-        value, slope = jax.lax.stop_gradient(jax.value_and_grad(lambda x: log_reward(to_data(x)))(clean))
+        value, slope = jax.lax.stop_gradient(jax.value_and_grad(lambda x: log_reward(to_data(x), *condition))(clean))
         slope = jnp.where(value == -jnp.inf, 0.0, slope)
         divergence = 0.5 * scale**2 * jnp.sum(slope**2)
         return scale**2 * slope * jnp.sqrt(self.trust / jnp.maximum(divergence, self.trust))

@@ -219,16 +219,19 @@ def _backward(saved: Any, cotangents: tuple[Any, Array]) -> tuple[Any, None]:
 
     k = len(walk.chosen)
 
-    def at_chosen(gradient: Any, this: Any) -> tuple[Any, None]:
-        index, step, x_t, x_s = this
+    def one(params: Any, index: Array, step: Any, x_t: Array, x_s: Array) -> Array:
         key_model, key_move = jax.random.split(jax.random.fold_in(walk.key, index))
         keys = jax.random.split(key_move, len(x_t))
-        _, pull = jax.vjp(lambda params: _ratios(params, walk, key_model, keys, step, x_t, x_s)[0], params)
-        return add(gradient, pull(weights * (count / k))[0]), None
+        return _ratios(params, walk, key_model, keys, step, x_t, x_s)[0]
 
-    steps = jax.tree.map(lambda leaf: leaf[walk.chosen], walk.steps)
-    gradient, _ = jax.lax.scan(at_chosen, zeros, (walk.chosen, steps, kept[0][:-1], kept[1][:-1]))
-    return gradient, None
+    def at_chosen(params: Any) -> Array:
+        # All at once, which is why few are chosen: on CPUs XLA has no fast gradient of a convolution inside a loop.
+        steps = jax.tree.map(lambda leaf: leaf[walk.chosen], walk.steps)
+        each = jax.vmap(one, (None, 0, 0, 0, 0))
+        return jnp.sum(each(params, walk.chosen, steps, kept[0][:-1], kept[1][:-1]), axis=0)
+
+    _, pull = jax.vjp(at_chosen, params)
+    return pull(weights * (count / k))[0], None
 
 
 path_log_ratio.defvjp(_save, _backward)

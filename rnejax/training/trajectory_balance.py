@@ -79,8 +79,8 @@ def trajectory_balance_residual(
       prior_condition: likewise of ``prior``; its own by default.
       inflation: generated paths draw from kernels of so many times the variance, a number or (n,): more is explored,
         and what is evaluated are the kernels as they are. Numbers that diffuse only.
-      num_steps: of the gradient: so many steps, drawn at random and counted for all. Unbiased, cheaper, and it keeps
-        the states of these steps.
+      num_steps: of the gradient: so many steps, drawn at random and counted for all. Unbiased and cheaper; it needs
+        the memory of so many steps at once, whatever their number on the path.
 
     Costs an evaluation of both models per path and step, and of the gradient's pass another one and its derivative.
 

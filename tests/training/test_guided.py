@@ -8,10 +8,10 @@ import pytest
 from flax import nnx
 
 import rnejax as rj
-from rnejax.networks import MLP, UNet, adapted, functional, low_rank_adapters
+from rnejax.networks import MLP, TokenTransformer, UNet, adapted, functional, low_rank_adapters
 from rnejax.processes import Cosine, CriticallyDamped, Masked, NonReversible
 from rnejax.systems import GaussianMixture
-from rnejax.training import FineTuned, Guidance, Guided, fit, trajectory_balance_loss
+from rnejax.training import FineTuned, Guidance, Guided, fit, low_rank_model, trajectory_balance_loss
 
 KEY = jax.random.key(3)
 TILT = np.array([0.6, -0.4])
@@ -102,6 +102,32 @@ def test_tokens_are_told_to_add_logits():
         Guided(prior, nothing)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.7])
+def test_without_a_network_of_its_own_the_priors_weights_are_tuned(strength):
+    """And the posterior's condition is the tuned network's and the reward's: here a class, of which rows are tuned."""
+    process = PROCESSES[0]
+    apply, params = functional(MLP((2,), 8, 1, num_classes=3, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
+    prior = rj.DiffusionModel(
+        process, apply.as_prediction(), "v", shape=(2,), params=params, condition=jnp.int32(3), batched=True
+    )
+    other = jax.tree.map(lambda leaf: 1.1 * leaf, params)
+
+    def reward(x, label):
+        return (1.0 + label) * log_reward(x)
+
+    guided = Guided(prior, log_reward=reward, trust=10.0)
+    model = guided.model(Guidance(other, jnp.asarray(strength)), condition=jnp.int32(3))
+    x, level = jnp.asarray([0.3, 0.4]), process.level(0.4)
+    for label in (3, 1):
+        tuned = prior.with_params(other).with_condition(jnp.int32(label)).denoise(x, 0.4)
+        shift = strength * (1.0 + label) * level.posterior_scale**2 * TILT
+        found = model.with_condition(jnp.int32(label)).denoise(x, 0.4)
+        np.testing.assert_allclose(found, tuned + shift, rtol=1e-4)
+    plain = Guided(prior).model(Guidance(other, jnp.ones(())))
+    np.testing.assert_allclose(plain.denoise(x, 0.4), prior.with_params(other).denoise(x, 0.4), rtol=1e-5)
+
+
 def test_the_strength_is_learned():
     """Of a Gaussian tilted by exp(b . x) the gradient alone is the posterior: its multiple goes to one, and log Z."""
     process = PROCESSES[0]
@@ -179,3 +205,33 @@ class TestAdapters:
         adapters = low_rank_adapters(KEY, {"w": jnp.zeros((3, 3))}, 1)
         with pytest.raises(ValueError, match=r"there is no \['w'\]"):
             adapted({"v": jnp.zeros((3, 3))}, adapters)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_a_model_of_low_rank_is_the_model_until_it_is_tuned(tokens):
+    if tokens:
+        process, shape, network = (
+            Masked(5, 4),
+            (4,),
+            TokenTransformer(5, 4, width=16, num_layers=1, num_heads=2, rngs=nnx.Rngs(0)),
+        )
+    else:
+        process, shape, network = PROCESSES[0], (2,), MLP((2,), 8, 1, rngs=nnx.Rngs(0))
+    apply, params = functional(network)
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
+    kind = "logits" if tokens else "v"
+    prior = rj.DiffusionModel(process, apply.as_prediction(), kind, shape=shape, params=params, batched=True)
+    model = low_rank_model(KEY, prior, 2, scale=0.5)
+    x = jnp.asarray([5, 1, 5, 0]) if tokens else jnp.asarray([0.3, 0.4])
+    np.testing.assert_allclose(model.denoise(x, 0.5), prior.denoise(x, 0.5), rtol=1e-5)
+    moved = jax.tree.map(lambda leaf: leaf + 0.3, model.params)
+    merged = prior.with_params(adapted(prior.params, moved, 0.5)).denoise(x, 0.5)
+    np.testing.assert_allclose(model.with_params(moved).denoise(x, 0.5), merged, rtol=1e-5)
+    assert np.abs(merged - prior.denoise(x, 0.5)).max() > 1e-3
+    loss = trajectory_balance_loss(model, prior, rj.time_grid(process, 3), lambda x: 0.1 * x[0])
+    gradient = jax.grad(lambda tuned: loss(KEY, tuned, jnp.zeros(3))[0].mean())(FineTuned(moved, jnp.zeros(())))
+    assert jax.tree.structure(gradient.weights) == jax.tree.structure(model.params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient.weights)) > 0
+    with pytest.raises(ValueError, match="no weights to adapt"):
+        low_rank_model(KEY, rj.DiffusionModel(PROCESSES[0], lambda x, t: x, shape=(2,)), 2)
