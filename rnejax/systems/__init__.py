@@ -18,8 +18,8 @@ _HOMES = {
     "TorsionBias": "bias",
 }
 _MODULES = (
-    "digit_tokens", "digits", "ink", "metrics", "mixture", "prompt_matchers", "references", "text", "text_rewards",
-    "token_law",
+    "digit_tokens", "digits", "ink", "metrics", "mixture", "modes", "prompt_matchers", "references", "text",
+    "text_rewards", "token_law",
 )  # fmt: skip
 
 SYSTEMS = {
@@ -48,6 +48,7 @@ __all__ = [
     "ink",
     "metrics",
     "mixture",
+    "modes",
     "prompt_matchers",
     "references",
     "text",

@@ -1,6 +1,6 @@
 """Losses, the training loop and what judges its result. Nothing here is imported by `import rnejax`."""
 
-from .assessment import Assessment, assess
+from .assessment import Assessment, ModeCoverage, assess, mode_coverage
 from .denoising import DenoisingErrors, denoising_evaluator, denoising_loss
 from .ema import ema_decay, ema_update
 from .energy import energy_loss, fokker_planck_residual, noising_pair, rne_residual, score_of_energy
@@ -11,6 +11,7 @@ from .losses import drop_labels, score_matching_loss
 from .low_rank import low_rank_model
 from .optimizer import learning_rate_schedule, make_optimizer
 from .preconditioning import Preconditioned
+from .replay import ReplayBuffer
 from .times import TimeLaw, low_discrepancy_uniforms, time_law
 from .tokens import LikelihoodBound, likelihood_bound, token_bound_loss, token_loss
 from .trajectory_balance import (
@@ -30,7 +31,9 @@ __all__ = [
     "Guidance",
     "Guided",
     "LikelihoodBound",
+    "ModeCoverage",
     "Preconditioned",
+    "ReplayBuffer",
     "TimeLaw",
     "Trajectories",
     "assess",
@@ -50,6 +53,7 @@ __all__ = [
     "low_discrepancy_uniforms",
     "low_rank_model",
     "make_optimizer",
+    "mode_coverage",
     "noising_pair",
     "rne_residual",
     "score_matching_loss",

@@ -43,17 +43,19 @@ class FineTuned(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """What a batch of `trajectory_balance_loss` has where posteriors have conditions.
+    """What a batch of `trajectory_balance_loss` has where it is more than an array of clean data.
 
     Attributes:
       x: clean data, (n, *shape); of sources that need none, anything with as many rows.
       condition: of the posterior and of the reward, a pytree (n, ...).
       prior_condition: of the prior, (n, ...); None for its own.
+      log_weights: (n,), of a `ReplayBuffer`, which no loss looks at.
     """
 
     x: Array
-    condition: Any
+    condition: Any = None
     prior_condition: Any = None
+    log_weights: Any = None
 
 
 SOURCES = ("generated", "inflated", "noised", "back_and_forth")
@@ -132,7 +134,7 @@ def trajectory_balance_loss(
 
     def loss(key: Array, tuned: FineTuned, batch: Any) -> tuple[Array, dict[str, Array]]:
         model = posterior.with_params(tuned.weights)
-        examples = batch if isinstance(batch, Examples) else Examples(batch, None)
+        examples = batch if isinstance(batch, Examples) else Examples(batch)
         if callable(normalizer) and examples.condition is None:
             raise ValueError("normalizer is a function of conditions: give fit Examples(x, condition) as its data")
         examples = _repeat(examples, paths_per_condition)
