@@ -1,4 +1,4 @@
-"""The command line: ``rnejax {train,sample,density,steer,reference,regimes} CONFIG.yaml [--key value ...]``.
+"""The command line: ``rnejax {train,sample,density,steer,finetune,reference,regimes} CONFIG.yaml [--key value ...]``.
 
 Exit status: 0 done; 1 the run failed; 2 the configuration cannot be run; 130 interrupted.
 """
@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": ("SampleRun", "draw samples, with their log-densities"),
     "density": ("DensityRun", "estimate log-densities of given points"),
     "steer": ("SteerRun", "sample a target that is not the model's own law"),
+    "finetune": ("FinetuneRun", "fine-tune a model into its own posterior under a reward"),
     "regimes": ("RegimesRun", "find out when samples commit to a class, and when to a training point"),
     "reference": ("ReferenceRun", "sample a molecular system by parallel tempering, to compare with"),
 }

@@ -367,6 +367,20 @@ def curves(
     return _clean(figure)
 
 
+def scatters(panels: Mapping[str, Any], *, title: str = "") -> Figure:
+    """Points in the plane, (n, 2), side by side on common axes."""
+    figure = _figure(2.3 * len(panels), 2.6)
+    axes = list(np.atleast_1d(figure.subplots(1, len(panels), sharex=True, sharey=True)))
+    for ax, (name, points) in zip(axes, panels.items(), strict=True):
+        points = np.asarray(points)
+        ax.plot(points[:, 0], points[:, 1], ".", markersize=1.5, alpha=0.5, color=_colours(1)[0], rasterized=True)
+        ax.set_title(name, fontsize=9, color=INK)
+        ax.set_aspect("equal")
+    if title:
+        figure.suptitle(title, fontsize=9, color=INK)
+    return _clean(figure)
+
+
 def is_image(shape: Sequence[int]) -> bool:
     """Whether states of this shape can be shown on a sheet: (height, width, 1 or 3)."""
     return len(shape) == 3 and shape[-1] in (1, 3)

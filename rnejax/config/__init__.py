@@ -7,6 +7,7 @@ in `rnejax.runs` turn them into the arguments of the library's functions.
 """
 
 from .basics import Device, Grid, ModelRun, Run, Section
+from .finetuning import FinetuneRun, Modes
 from .molecules import MoleculeComparison
 from .reading import ConfigError, describe_keys, dump_config, find_config, load_config, parse_overrides, shipped_configs
 from .regimes import MixtureStudy, ModelStudy, RegimesRun, TrainedStudy
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigError",
     "DensityRun",
     "Device",
+    "FinetuneRun",
     "FunctionReward",
     "Grid",
     "Guide",
@@ -40,6 +42,7 @@ __all__ = [
     "MixtureStudy",
     "ModelRun",
     "ModelStudy",
+    "Modes",
     "MoleculeComparison",
     "MoleculeData",
     "Plain",

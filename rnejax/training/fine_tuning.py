@@ -94,7 +94,7 @@ def trajectory_balance_loss(
       sources: shares of the batch, by name; they are made to sum to one.
       normalizer: "learned", log Z as a weight of its own; a function (weights, condition) -> log Z of one condition,
         such as ``lambda table, label: table[label]``; or "batch", VarGrad: what the batch's paths of the same
-        condition say, all but ``back_and_forth``, which know nothing of it.
+        condition say, all but ``back_and_forth``, which know nothing of it (`batch_log_normalizer`).
       paths_per_condition: take so many paths of each of the first examples of a batch, for "batch" where conditions
         would otherwise not come twice; a divisor of the batch's size.
       inflation: of the variance.
@@ -126,7 +126,7 @@ def trajectory_balance_loss(
 
     def log_normalizer_of(tuned: FineTuned, paths: Trajectories, condition: Any) -> Array:
         if normalizer == "batch":
-            return batch_log_normalizer(paths, condition)
+            return batch_log_normalizer(paths, condition, bound=bound)
         if callable(normalizer):
             said: Array = jax.vmap(normalizer, (None, 0))(tuned.log_normalizer, condition)
             return said
@@ -166,7 +166,7 @@ def trajectory_balance_loss(
         if found:
             paths, condition = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *found)
             residual = log_normalizer_of(tuned, paths, condition) + paths.residual
-            estimate = batch_log_normalizer(found[0][0])
+            estimate = batch_log_normalizer(found[0][0], bound=bound)
             rewards = paths.log_reward
         else:
             assert differences is not None

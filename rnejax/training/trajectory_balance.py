@@ -17,6 +17,7 @@ mathematics.md, section 7.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -177,18 +178,31 @@ def _check_conditions(
     return found[0], found[1]
 
 
-def batch_log_normalizer(paths: Trajectories, condition: Any = None) -> Array:
+def batch_log_normalizer(
+    paths: Trajectories, condition: Any = None, *, bound: float = math.inf, num_iterations: int = 20
+) -> Array:
     """VarGrad's estimate of log Z: the mean of log r - log_ratio over the paths of a batch, which the loss holds fixed.
 
-    residual^2 / 2 with it is half the variance of the residuals, whose gradient does not depend on log Z. With a
-    condition for every path, (n,): the means over paths of equal conditions. A path that is alone with its condition
-    has a residual of zero, and teaches nothing.
+    residual^2 / 2 with it is half the variance of the residuals, whose gradient does not depend on log Z: it is the
+    number that minimises the batch's loss. For a loss that grows linearly beyond a ``bound`` this is not the mean but
+    Huber's estimate of location, for which a few paths of hardly any reward are a few and no more; found by iteratively
+    reweighted means.
+
+    With a condition for every path, (n,): the estimates for paths of equal conditions. A path that is alone with its
+    condition has a residual of zero, and teaches nothing.
     """
-    values = paths.log_reward - paths.log_ratio
-    if condition is None:
-        return jax.lax.stop_gradient(jnp.mean(values))
-    equal = equal_conditions(condition)
-    return jax.lax.stop_gradient(equal @ values / jnp.sum(equal, axis=1))
+    values = jax.lax.stop_gradient(paths.log_reward - paths.log_ratio)
+    equal = jnp.ones((1, len(values)), values.dtype) if condition is None else equal_conditions(condition)
+    found = equal @ values / jnp.sum(equal, axis=1)
+    if math.isfinite(bound):
+
+        def again(found: Array, _: None) -> tuple[Array, None]:
+            distances = jnp.abs(values[None] - found[:, None])
+            weights = equal * bound / jnp.maximum(distances, bound)
+            return weights @ values / jnp.sum(weights, axis=1), None
+
+        found, _ = jax.lax.scan(again, found, None, length=num_iterations)
+    return found[0] if condition is None else found
 
 
 def equal_conditions(condition: Any) -> Array:

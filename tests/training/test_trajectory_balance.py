@@ -538,3 +538,38 @@ def test_paths_without_reward_are_told():
     assert found.log_normalizer == pytest.approx(np.log((1 + np.e) / 3))
     with pytest.raises(ValueError, match="two paths or more"):
         assess(paths._replace(log_reward=jnp.full(3, -jnp.inf)))
+
+
+def test_the_batchs_normaliser_minimises_the_bounded_loss(double_precision):
+    """Huber's estimate of location: residuals, cut off at the bound, have a mean of zero; outliers move it little."""
+    random = np.random.default_rng(0)
+    values = jnp.asarray(np.concatenate([random.normal(1.0, 1.0, 60), random.uniform(-90, -80, 4)]))
+    paths = Trajectories(jnp.zeros((64, 1)), jnp.zeros(64), values, -values)
+    found = batch_log_normalizer(paths, bound=2.0, num_iterations=60)
+    assert abs(np.clip(values - found, -2.0, 2.0).mean()) < 1e-9
+    assert abs(found - 1) < 0.5 < 5 < abs(batch_log_normalizer(paths) - 1)
+    np.testing.assert_allclose(batch_log_normalizer(paths), values.mean(), rtol=1e-12)
+    by_default = batch_log_normalizer(paths, bound=2.0)
+    assert abs(by_default - found) < 1e-3
+    # By condition: each as if it were alone.
+    condition = jnp.asarray(random.integers(0, 3, 64))
+    grouped = batch_log_normalizer(paths, condition, bound=2.0)
+    for label in range(3):
+        rows = np.asarray(condition) == label
+        alone = batch_log_normalizer(jax.tree.map(lambda leaf, rows=rows: leaf[rows], paths), bound=2.0)
+        np.testing.assert_allclose(grouped[rows], alone, rtol=1e-9)
+
+
+def test_the_loss_takes_the_normaliser_of_its_bound(double_precision):
+    process = PROCESSES[0]
+    prior, posterior = networks(process)
+    times = rj.time_grid(process, 5)
+    loss = trajectory_balance_loss(posterior, prior, times, log_reward, normalizer="batch", bound=0.3)
+    tuned = FineTuned(posterior.params, jnp.zeros(()))
+    values, report = loss(KEY, tuned, jnp.zeros((64, 3)))
+    paths = trajectory_balance_residual(jax.random.split(KEY, 4)[0], posterior, prior, times, log_reward, num_paths=64)
+    candidates = np.linspace(-1, 1, 201) + float(report["log_normalizer"][0])
+    losses = [optax.huber_loss(z + paths.residual, delta=0.3).mean() for z in candidates]
+    assert np.argmin(losses) == 100
+    np.testing.assert_allclose(values.mean(), losses[100], rtol=1e-9)
+    assert np.mean(values) < optax.huber_loss(paths.residual - paths.residual.mean(), delta=0.3).mean() - 1e-6

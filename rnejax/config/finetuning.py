@@ -1,0 +1,99 @@
+"""rnejax finetune: what is tuned into the posterior of what, by which paths, and how long."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .basics import Grid, Integer, Number, Positive, PositiveInt, Real, Run, Section
+
+Source = Literal["generated", "inflated", "noised", "back_and_forth"]
+
+
+class Modes(Section):
+    """25 modes in the plane, of which nine stay, in new proportions: a posterior of which everything is known."""
+
+    kind: Literal["modes"]
+    hidden: PositiveInt = 64
+    """width of the network that is added to the prior's denoiser"""
+    depth: PositiveInt = 3
+    """its residual blocks"""
+    t_max: Positive = 1.0
+    """of the cosine process: 1, where no signal is left"""
+
+
+class Buffer(Section):
+    """Clean data for paths that begin with some: chains that follow the posterior, by samples of the tuned model."""
+
+    size: PositiveInt = 1024
+    """chains"""
+    renew_every: PositiveInt = 100
+    """optimiser steps until each of them is proposed to again"""
+
+
+class Tuning(Section):
+    """The optimiser's part."""
+
+    num_steps: PositiveInt = 1000
+    """optimiser steps in all"""
+    batch_size: PositiveInt = 256
+    """paths per step"""
+    learning_rate: Positive = 1e-3
+    """of Adam, at its largest"""
+    normalizer_learning_rate: Positive = 0.05
+    """of log Z, where it is learned"""
+    warmup_steps: Annotated[Integer, Field(ge=0)] = 20
+    """steps of linear growth at the start"""
+    decay_steps: Annotated[Integer, Field(ge=0)] | None = None
+    """steps of cosine decay at the end; null for all after the warm-up"""
+    clip_norm: Positive = 1.0
+    """largest norm of a gradient"""
+    ema_decay: Annotated[Real, Field(ge=0, lt=1)] = 0.99
+    """the share of the moving average that one step keeps"""
+    steps_per_call: PositiveInt = 10
+    """optimiser steps in one compiled call"""
+    report_every: PositiveInt = 100
+    """steps between reports"""
+    save_every: PositiveInt = 500
+    """steps between saved states, from which an interrupted run goes on"""
+
+
+class FinetuneRun(Run):
+    """rnejax finetune: a model into its own posterior p(x) r(x) / Z, by relative trajectory balance."""
+
+    problem: Modes
+    """the prior, the reward, and the network"""
+    sources: dict[Source, Positive] = {"generated": 1.0}  # noqa: RUF012 - pydantic copies it
+    """shares of the paths of a batch: the model's own, those with inflated noise, noised data of the buffer, and there
+    and back again"""
+    reward_gradient: bool = True
+    """add a learned multiple of the reward's gradient to the denoiser"""
+    trust: Positive = 1.0
+    """nats by which that may move a denoised state"""
+    normalizer: Literal["learned", "batch"] = "batch"
+    """log Z: a weight of its own, or what the batch says (VarGrad)"""
+    inflation: Positive = 2.0
+    """of the variance of the steps of inflated paths"""
+    turn: Annotated[Real, Field(gt=0, le=1)] = 1.0
+    """the part of the steps after which paths turn round that go there and back again"""
+    bound: Positive | None = 5.0
+    """of a residual, in nats, beyond which the loss grows linearly; null for none"""
+    least_log_reward: Number = -100.0
+    """what log r counts as where it is less"""
+    gradient_steps: PositiveInt | None = None
+    """the gradient is of so many steps of each path, drawn at random; null for all"""
+    buffer: Buffer = Buffer()
+    """where noised data come from"""
+    training: Tuning = Tuning()
+    """how long"""
+    covariance: Literal["reference", "hutchinson", "diagonal", "full"] | None = None
+    """of the reverse kernels of prior and posterior; by default calibrated on the prior"""
+    grid: Grid = Grid(num_steps=30, kind="uniform")
+    """the time grid of the paths"""
+    num_samples: PositiveInt = 20000
+    """of the tuned model, which the numbers in metrics.json are of"""
+    num_particles: PositiveInt | None = 1024
+    """particles of a group when the tuned model proposes for the posterior, which corrects it; null to do without"""
+    num_groups: PositiveInt = 16
+    """independent groups of them"""
