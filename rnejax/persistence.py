@@ -64,6 +64,12 @@ def num_classes(name_or_path: str | os.PathLike[str]) -> int | None:
     return number
 
 
+def stored_network(name_or_path: str | os.PathLike[str]) -> tuple[str, dict[str, Any]] | None:
+    """(name, arguments) of a stored model's network for ``rnejax.networks.build``; None where its file does not say."""
+    network = _header(_find(name_or_path)).get("network")
+    return (network["name"], network["arguments"]) if network else None
+
+
 def trained_on(name_or_path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The system that a stored model was trained on, as a configuration; None where its file does not say.
 

@@ -51,9 +51,9 @@ def test_a_run_says_what_the_tuned_model_is_and_what_corrects_it(tmp_path):
     assert tuned["log_normalizer_upper_bound"]["value"] > tuned["log_normalizer_lower_bound"]["value"]
     modes = mode_selection()
     shares = np.bincount(modes.modes(arrays["x"]), minlength=25) / 300
-    np.testing.assert_allclose(tuned["modes"]["shares"], shares)
-    assert tuned["modes"]["total_variation"] == pytest.approx(0.5 * np.abs(shares - modes.shares).sum(), rel=1e-6)
-    assert metrics["corrected"]["modes"]["expected"] == 9
+    np.testing.assert_allclose(tuned["shares"], shares)
+    assert tuned["total_variation"] == pytest.approx(0.5 * np.abs(shares - modes.shares).sum(), rel=1e-6)
+    assert metrics["corrected"]["modes_expected"] == 9
     for name in ("progress.png", "residuals.png", "samples.png"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
 

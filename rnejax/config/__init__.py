@@ -7,7 +7,7 @@ in `rnejax.runs` turn them into the arguments of the library's functions.
 """
 
 from .basics import Device, Grid, ModelRun, Run, Section
-from .finetuning import FinetuneRun, Modes
+from .finetuning import EachClassReward, FinetuneRun, Modes, Pretrained
 from .molecules import MoleculeComparison
 from .reading import ConfigError, describe_keys, dump_config, find_config, load_config, parse_overrides, shipped_configs
 from .regimes import MixtureStudy, ModelStudy, RegimesRun, TrainedStudy
@@ -33,6 +33,7 @@ __all__ = [
     "ConfigError",
     "DensityRun",
     "Device",
+    "EachClassReward",
     "FinetuneRun",
     "FunctionReward",
     "Grid",
@@ -46,6 +47,7 @@ __all__ = [
     "MoleculeComparison",
     "MoleculeData",
     "Plain",
+    "Pretrained",
     "Product",
     "PromptReward",
     "ReferenceRun",

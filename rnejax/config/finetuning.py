@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from .basics import Grid, Integer, Number, Positive, PositiveInt, Real, Run, Section
+from .basics import Condition, Grid, Integer, Number, Positive, PositiveInt, Real, Run, Section
+from .targets import Rewards
 
 Source = Literal["generated", "inflated", "noised", "back_and_forth"]
 
@@ -21,6 +22,33 @@ class Modes(Section):
     """its residual blocks"""
     t_max: Positive = 1.0
     """of the cosine process: 1, where no signal is left"""
+
+
+class EachClassReward(Section):
+    """The log-probability of the class that is the condition: the posteriors of all ten, as one network's."""
+
+    kind: Literal["each_class"]
+    strength: Number = 1.0
+    """multiplies the log-probability"""
+    classifier: Literal["reward", "judge"] = "reward"
+    """which of the shipped classifiers of digits"""
+
+
+class Pretrained(Section):
+    """A model that is there, and a reward."""
+
+    kind: Literal["model"]
+    model: str
+    """the name of a shipped model, or the path of a saved one"""
+    condition: Condition | None = None
+    """of the prior: a class or a prompt, or null for the model without a condition"""
+    reward: Annotated[Rewards | EachClassReward, Field(discriminator="kind")]
+    """log r; of functions in JAX"""
+    rank: PositiveInt | None = None
+    """tune changes of the weights of so low a rank; null for the weights themselves"""
+    data: str | None = None
+    """what noised paths begin with instead of the buffer: digits_train, digits_validation, digits_test, or an .npz file
+    with an array x; where the condition is a class, each has one by the classifier's probabilities"""
 
 
 class Buffer(Section):
@@ -62,13 +90,14 @@ class Tuning(Section):
 class FinetuneRun(Run):
     """rnejax finetune: a model into its own posterior p(x) r(x) / Z, by relative trajectory balance."""
 
-    problem: Modes
+    problem: Annotated[Modes | Pretrained, Field(discriminator="kind")]
     """the prior, the reward, and the network"""
     sources: dict[Source, Positive] = {"generated": 1.0}  # noqa: RUF012 - pydantic copies it
     """shares of the paths of a batch: the model's own, those with inflated noise, noised data of the buffer, and there
     and back again"""
-    reward_gradient: bool = True
-    """add a learned multiple of the reward's gradient to the denoiser"""
+    reward_gradient: bool | None = None
+    """add a learned multiple of the reward's gradient to the denoiser; by default wherever there is one, which is not
+    of tokens. Such a model has no form in a file: false leaves model.safetensors behind"""
     trust: Positive = 1.0
     """nats by which that may move a denoised state"""
     normalizer: Literal["learned", "batch"] = "batch"
@@ -97,3 +126,5 @@ class FinetuneRun(Run):
     """particles of a group when the tuned model proposes for the posterior, which corrects it; null to do without"""
     num_groups: PositiveInt = 16
     """independent groups of them"""
+    chunk_size: PositiveInt = 5000
+    """paths that are looked at together at the end"""

@@ -8,13 +8,15 @@ from pydantic import Field
 
 from .basics import Condition, Integer, Number, Positive, PositiveInt, Section
 
+Label = Annotated[Integer, Field(ge=0, le=9)]
+
 
 class ClassReward(Section):
-    """The log-probability of a class under a classifier of digits."""
+    """The log-probability of a class, or of any of several, under a classifier of digits."""
 
     kind: Literal["class"]
-    label: Annotated[Integer, Field(ge=0, le=9)]
-    """the class"""
+    label: Label | Annotated[list[Label], Field(min_length=1)]
+    """the class, or several of which any will do"""
     strength: Number = 1.0
     """multiplies the log-probability"""
     classifier: Literal["reward", "judge"] = "reward"
@@ -89,10 +91,8 @@ class TopicReward(Section):
     """which of the shipped classifiers"""
 
 
-Reward = Annotated[
-    ClassReward | InkReward | FunctionReward | PromptReward | WordReward | LengthReward | TopicReward,
-    Field(discriminator="kind"),
-]
+Rewards = ClassReward | InkReward | FunctionReward | PromptReward | WordReward | LengthReward | TopicReward
+Reward = Annotated[Rewards, Field(discriminator="kind")]
 
 
 class Plain(Section):

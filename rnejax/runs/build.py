@@ -253,37 +253,44 @@ def check_rewards(targets: Sequence[Any], model: rj.DiffusionModel) -> None:
       ConfigError: naming the function and what it raised.
     """
     for tilt in targets:
-        reward = tilt.reward
-        process, shape, dtype = model.process, model.shape, model.process.dtype
-        if isinstance(reward, TokenReward) != process.is_discrete and not isinstance(reward, FunctionReward):
-            what = "tokens" if isinstance(reward, TokenReward) else "pictures of numbers"
-            raise ConfigError(
-                f"target.reward.kind = {reward.kind} is for {what}, which are not the states of the model"
+        check_reward(tilt.reward, model, tilt.gradient)
+
+
+def check_reward(reward: Any, model: rj.DiffusionModel, gradient: bool | None, key: str = "target.reward") -> None:
+    """Likewise of one; ``key`` is what the configuration calls it.
+
+    Raises:
+      ConfigError: naming the function and what it raised.
+    """
+    process, shape, dtype = model.process, model.shape, model.process.dtype
+    if isinstance(reward, TokenReward) != process.is_discrete and not isinstance(reward, FunctionReward):
+        what = "tokens" if isinstance(reward, TokenReward) else "pictures of numbers"
+        raise ConfigError(f"{key}.kind = {reward.kind} is for {what}, which are not the states of the model")
+    function, host = build_reward(reward)
+    if host:
+        return
+    if process.is_discrete and gradient:
+        shape, dtype = process.relaxed_shape(shape), jnp.result_type(float)
+    name = getattr(reward, "function", reward.kind)
+    try:
+        out = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, dtype))
+    except Exception as error:  # whatever the user's function may raise
+        raise ConfigError(
+            f"the reward {name} failed on one state of shape {shape} ({type(error).__name__}: {error}); "
+            + (
+                "a reward takes one example, as a JAX array; a numpy function of a batch needs host: true"
+                if isinstance(reward, FunctionReward)
+                else f"is it one for what {model.process} makes?"
             )
-        function, host = build_reward(reward)
-        if host:
-            continue
-        if process.is_discrete and tilt.gradient:
-            shape, dtype = process.relaxed_shape(shape), jnp.result_type(float)
-        name = getattr(reward, "function", reward.kind)
-        try:
-            out = jax.eval_shape(function, jax.ShapeDtypeStruct(shape, dtype))
-        except Exception as error:  # whatever the user's function may raise
-            raise ConfigError(
-                f"the reward {name} failed on one state of shape {shape} ({type(error).__name__}: {error}); "
-                + (
-                    "a reward takes one example, as a JAX array; a numpy function of a batch needs host: true"
-                    if isinstance(reward, FunctionReward)
-                    else f"is it one for what {model.process} makes?"
-                )
-            ) from error
-        if getattr(out, "shape", None) != ():
-            raise ConfigError(f"function = {name} must return one number for one state, got {out}")
+        ) from error
+    if getattr(out, "shape", None) != ():
+        raise ConfigError(f"function = {name} must return one number for one state, got {out}")
 
 
-def class_log_probability(log_probabilities: Callable[[Any], Any], label: int, x: Any) -> Any:
-    """log P(label | x), for one image."""
-    return log_probabilities(x)[label]
+def class_log_probability(log_probabilities: Callable[[Any], Any], label: Any, x: Any) -> Any:
+    """log P(label | x), for one image; of several labels, that of any of them."""
+    found = log_probabilities(x)[jnp.asarray(label)]
+    return jax.nn.logsumexp(found) if jnp.ndim(found) else found
 
 
 def load_classifier(name: str) -> Callable[[Any], Any]:

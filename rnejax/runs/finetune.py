@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,34 +13,8 @@ import rnejax as rj
 
 from .. import plot
 from ..config import ConfigError, FinetuneRun
-from ..systems.modes import ModeSelection, mode_selection
-from .build import make_times
+from .finetune_problems import Problem, build_problem
 from .folder import Output, RunFolder, require_pictures
-
-# Paths that are made at once to be looked at: what bounds memory.
-CHUNK = 5000
-
-
-@dataclass
-class Problem:
-    """What a configuration asks for.
-
-    Attributes:
-      prior: the model as it was.
-      posterior: the model that is tuned, with its weights to begin with.
-      log_reward: of one example, in nats.
-      times: of the paths.
-      exact: draws (n, *shape) from the posterior itself; None where there are none.
-      log_normalizer: log Z, where it is known.
-    """
-
-    prior: rj.DiffusionModel
-    posterior: rj.DiffusionModel
-    log_reward: Callable[[Any], Any]
-    times: np.ndarray
-    exact: Callable[[Any, int], Any] | None = None
-    log_normalizer: float | None = None
-    modes: ModeSelection | None = None
 
 
 def run(config: FinetuneRun, output: Output) -> None:
@@ -66,76 +38,32 @@ def run(config: FinetuneRun, output: Output) -> None:
     if fitted.interrupted:
         done = fitted.metrics[-1]["step"] if fitted.metrics else 0
         raise KeyboardInterrupt(f"interrupted after {done} of {config.training.num_steps} steps")
-    folder.record(log_normalizer_learned=float(fitted.average.log_normalizer), evaluations=evaluations(config, problem))
+    if config.normalizer == "learned":
+        folder.record(log_normalizer_learned=fitted.average.log_normalizer)
+    folder.record(evaluations=evaluations(config, problem))
+    problem.save(folder, fitted.average.weights)
+
     model = problem.posterior.with_params(fitted.average.weights)
     key_paths, key_noise, key_steer = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 3)
-    paths = sample_paths(key_paths, problem, model, config.num_samples)
-    noised = None
-    if problem.exact is not None:
-        noised = sample_paths(key_noise, problem, model, config.num_samples, problem.exact)
-    folder.arrays("samples.npz", x=paths.x, log_ratio=paths.log_ratio, log_reward=paths.log_reward)
-    folder.record(tuned=describe(problem, paths, noised))
-    steered = None
+    with folder.timed("seconds_sampling"):
+        condition = problem.conditions(config.num_samples)
+        paths = sample_paths(key_paths, config, problem, model)
+        noised = sample_paths(key_noise, config, problem, model, exact=True)
+    arrays = {"x": paths.x, "log_ratio": paths.log_ratio, "log_reward": paths.log_reward}
+    folder.arrays("samples.npz", **arrays | ({} if condition is None else {"condition": condition}))
+    folder.record(tuned=describe(problem, paths, noised, condition))
+    corrected = None
     if config.num_particles is not None:
         with folder.timed("seconds_steering"):
-            target = rj.tilt(problem.prior, problem.log_reward, gradient=False)
-            steered = rj.steer(
-                key_steer,
-                target,
-                problem.times,
-                config.num_particles,
-                proposal=model,
-                num_groups=config.num_groups,
-                warn=False,
-                progress=False,
-            )
-        folder.record(corrected=describe_steered(problem, steered))
-    if problem.modes is not None:
-        folder.picture("samples.png", plot_modes(problem, paths.x, steered))
-
-
-def build_problem(config: FinetuneRun) -> Problem:
-    """Prior, posterior and reward.
-
-    Raises:
-      ConfigError: for a process or a grid that cannot be.
-    """
-    from ..networks import build, functional
-    from ..training import Guidance, Guided
-
-    key = jax.random.key(config.seed)
-    settings = config.problem
-    modes = mode_selection()
-    try:
-        process = rj.processes.Cosine(t_max=settings.t_max, data_std=modes.prior.std)
-    except ValueError as error:
-        raise ConfigError(f"problem: {error}") from error
-    times = make_times(config.grid, process)
-    prior = modes.prior.model(process, "x0")
-    if config.covariance is None:
-        # The prior is no matter of chance: of the same draws for every seed.
-        data = jax.vmap(modes.prior.sample)(jax.random.split(jax.random.key(0), CHUNK))
-        prior = rj.calibrate(jax.random.key(1), prior, times, data=data)
-    else:
-        prior = prior.with_covariance(config.covariance)
-    apply, params = functional(build("mlp", key, shape=(2,), hidden=settings.hidden, depth=settings.depth))
-    log_reward = modes.log_reward if config.reward_gradient else None
-    guided = Guided(prior, apply, log_reward, trust=config.trust)
-    return Problem(
-        prior=prior,
-        posterior=guided.model(Guidance(params, jnp.ones(()))),
-        log_reward=modes.log_reward,
-        times=times,
-        exact=lambda key, count: jax.vmap(modes.posterior.sample)(jax.random.split(key, count)),
-        log_normalizer=0.0,
-        modes=modes,
-    )
+            found, corrected = steer(key_steer, config, problem, model)
+        folder.record(corrected=found)
+    problem.draw(folder, paths.x, condition, corrected)
 
 
 def check_sizes(config: FinetuneRun, problem: Problem) -> None:
     """Raises ConfigError for what `tune` would refuse after the folder has been opened."""
     settings = config.training
-    if needs_buffer(config) and config.buffer.size < settings.batch_size:
+    if needs_clean_data(config) and config.buffer.size < settings.batch_size:
         raise ConfigError(
             f"buffer.size = {config.buffer.size} must not be below training.batch_size = {settings.batch_size}"
         )
@@ -156,18 +84,21 @@ def tune(config: FinetuneRun, problem: Problem, folder: RunFolder | None = None,
     from ..training import Examples, FineTuned, ReplayBuffer, fit
 
     settings = config.training
-    key_fit, key_buffer = jax.random.split(jax.random.key(config.seed))
+    key_fit, key_data = jax.random.split(jax.random.key(config.seed))
     renewing: dict[str, Any] = {}
-    if needs_buffer(config):
+    examples = problem.data(key_data) if needs_clean_data(config) else None
+    if examples is None and needs_clean_data(config):
         buffer = ReplayBuffer(problem.posterior, problem.prior, problem.times, problem.log_reward)
-        examples = buffer.start(key_buffer, config.buffer.size)
+        size = config.buffer.size
+        examples = buffer.start(key_data, size, condition=problem.conditions(size))
         renewing = {"renew": buffer.renew, "renew_every": config.buffer.renew_every}
-    else:  # whose number is all that counts
-        examples = Examples(jnp.zeros((settings.batch_size, *problem.prior.shape), problem.prior.process.dtype))
+    if examples is None:  # nothing looks at clean data: their number is all that counts
+        size = settings.batch_size * max(1, problem.num_conditions)
+        examples = Examples(jnp.zeros((size, 1)), problem.conditions(size))
     return fit(
         key_fit,
         make_loss(config, problem) if loss is None else loss,
-        FineTuned(problem.posterior.params, jnp.zeros(())),
+        FineTuned(problem.posterior.params, start_of_log_normalizer(problem)),
         examples,
         make_optimizer(config),
         num_steps=settings.num_steps,
@@ -183,23 +114,35 @@ def tune(config: FinetuneRun, problem: Problem, folder: RunFolder | None = None,
     )
 
 
+def start_of_log_normalizer(problem: Problem) -> Any:
+    """log Z to begin with: a number, or one for each condition."""
+    return jnp.zeros((problem.num_conditions,) if problem.num_conditions else ())
+
+
 def make_loss(config: FinetuneRun, problem: Problem) -> Any:
     """The loss of trajectory balance as configured."""
     from ..training import trajectory_balance_loss
 
+    normalizer: Any = config.normalizer
+    if normalizer == "learned" and problem.num_conditions:
+        normalizer = _of_condition
     return trajectory_balance_loss(
         problem.posterior,
         problem.prior,
         problem.times,
         problem.log_reward,
         sources={str(name): share for name, share in config.sources.items()},
-        normalizer=config.normalizer,
+        normalizer=normalizer,
         inflation=config.inflation,
         turn=config.turn,
         bound=np.inf if config.bound is None else config.bound,
         least_log_reward=config.least_log_reward,
         num_steps=config.gradient_steps,
     )
+
+
+def _of_condition(table: Any, condition: Any) -> Any:
+    return table[condition]
 
 
 def make_optimizer(config: FinetuneRun) -> Any:
@@ -220,95 +163,110 @@ def make_optimizer(config: FinetuneRun) -> Any:
     return optax.partition(rules, FineTuned("weights", "log_normalizer"))
 
 
-def needs_buffer(config: FinetuneRun) -> bool:
+def needs_clean_data(config: FinetuneRun) -> bool:
     """Whether a source of paths begins with clean data."""
     return bool({"noised", "back_and_forth"} & set(config.sources))
 
 
 def evaluations(config: FinetuneRun, problem: Problem) -> dict[str, int]:
     """Pairs of network evaluations, the prior's and the posterior's, of one state."""
-    steps = len(problem.times) - 1
-    settings = config.training
-    training = settings.num_steps * settings.batch_size * steps
-    found = {"training": training}
-    if needs_buffer(config):
+    steps, settings = len(problem.times) - 1, config.training
+    shares = np.array(list(config.sources.values())) / sum(config.sources.values())
+    turn = max(1, round(config.turn * steps))
+    lengths = [2 * turn if name == "back_and_forth" else steps for name in config.sources]
+    found = {"training": round(settings.num_steps * settings.batch_size * float(shares @ lengths))}
+    if needs_clean_data(config) and getattr(config.problem, "data", None) is None:
         renewals = 1 + -(-settings.num_steps // config.buffer.renew_every)
         found["buffer"] = renewals * config.buffer.size * steps
     return found
 
 
-def sample_paths(
-    key: Any, problem: Problem, model: rj.DiffusionModel, count: int, data: Callable[[Any, int], Any] | None = None
-) -> Any:
-    """Paths of the tuned model or, with data, of what noise makes of so many draws from them."""
+def sample_paths(key: Any, config: FinetuneRun, problem: Problem, model: rj.DiffusionModel, exact: bool = False) -> Any:
+    """Paths of the tuned model or of what noise makes of draws from the posterior itself, None where there are none."""
     from ..training import trajectory_balance_residual
 
-    @jax.jit
-    def some(key: Any, model: rj.DiffusionModel) -> Any:
-        key_data, key_paths = jax.random.split(key)
-        size = min(count, CHUNK)
-        given: dict[str, Any] = {"num_paths": size} if data is None else {"x": data(key_data, size)}
-        return trajectory_balance_residual(key_paths, model, problem.prior, problem.times, problem.log_reward, **given)
+    count = config.num_samples
+    size = min(count, config.chunk_size)
 
-    keys = jax.random.split(key, -(-count // CHUNK))
-    parts = [some(each, model) for each in keys]
+    @jax.jit
+    def some(key: Any, model: rj.DiffusionModel, condition: Any, x: Any) -> Any:
+        given: dict[str, Any] = {"num_paths": size} if x is None else {"x": x}
+        return trajectory_balance_residual(
+            key, model, problem.prior, problem.times, problem.log_reward, condition=condition, **given
+        )
+
+    parts = []
+    for i in range(-(-count // size)):
+        key_data, key_paths = jax.random.split(jax.random.fold_in(key, i))
+        x = problem.exact(key_data, size) if exact else None
+        if exact and x is None:
+            return None
+        rows = np.arange(i * size, (i + 1) * size)
+        condition = problem.conditions(rows[-1] + 1)
+        parts.append(jax.device_get(some(key_paths, model, None if condition is None else condition[rows], x)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
 
 
-def describe(problem: Problem, paths: Any, noised: Any) -> dict[str, Any]:
-    """Numbers of the tuned model: as it is, and as importance samples."""
+def describe(problem: Problem, paths: Any, noised: Any, condition: Any) -> dict[str, Any]:
+    """Numbers of the tuned model: as it is, and as importance samples where there is one target for all."""
     from ..training import assess
 
-    found = assess(paths, noised)
-    metrics: dict[str, Any] = {
+    metrics: dict[str, Any] = {"log_reward": float(np.mean(paths.log_reward))}
+    metrics |= problem.describe(paths.x, None, None if condition is None else np.asarray(condition))
+    if condition is not None:
+        rows = [np.asarray(condition) == each for each in range(problem.num_conditions)]
+        found = [_assessed(assess(jax.tree.map(lambda leaf, row=row: leaf[row], paths)), row.sum()) for row in rows]
+        return metrics | {name: [each[name] for each in found] for name in found[0]}
+    metrics |= _assessed(assess(paths, noised), len(paths.x))
+    weighted = problem.describe(paths.x, np.asarray(paths.log_reward - paths.log_ratio, np.float64), None)
+    return metrics | {"weighted": weighted}
+
+
+def _assessed(found: Any, count: int) -> dict[str, Any]:
+    return {
         "log_normalizer_lower_bound": with_error(found.lower_bound),
         "log_normalizer_importance": with_error((found.log_normalizer, found.standard_error)),
         "log_normalizer_upper_bound": None if found.upper_bound is None else with_error(found.upper_bound),
-        "effective_sample_share": found.effective_sample_size / len(paths.x),
+        "effective_sample_share": found.effective_sample_size / count,
         "residual_variance": found.residual_variance,
-        "log_reward": float(np.mean(paths.log_reward)),
     }
-    if problem.modes is not None:
-        metrics["modes"] = coverage(problem.modes, paths.x)
-        metrics["modes_weighted"] = coverage(problem.modes, paths.x, paths.log_reward - paths.log_ratio)
-    return metrics
 
 
-def describe_steered(problem: Problem, steered: Any) -> dict[str, Any]:
-    """Numbers of particles that the tuned model has proposed."""
-    log_normalizers = np.asarray(steered.log_normalizer, np.float64)
-    largest = log_normalizers.max()
-    metrics: dict[str, Any] = {
-        "log_normalizer": with_error(
-            (float(largest + np.log(np.mean(np.exp(log_normalizers - largest)))), float(steered.standard_error))
-        ),
-        "smallest_effective_sample_share": float(np.min(steered.info.ess) / steered.log_weights.shape[-1]),
-        "resamplings": float(np.mean(steered.info.num_resamplings)),
-    }
-    if problem.modes is not None:
-        x = np.asarray(steered.particles).reshape(-1, 2)
-        metrics["modes"] = coverage(problem.modes, x, pooled_log_weights(steered))
-    return metrics
-
-
-def pooled_log_weights(steered: Any) -> np.ndarray:
-    """Of all groups together, which count by their normalising constants."""
-    return np.asarray(steered.log_weights + steered.log_normalizer[:, None], np.float64).ravel()
-
-
-def coverage(modes: ModeSelection, x: Any, log_weights: Any = None) -> dict[str, Any]:
-    """Shares of the modes in words of metrics.json."""
-    from ..training import mode_coverage
-
-    found = mode_coverage(modes.modes(x), modes.shares, log_weights)
-    return {
-        "total_variation": found.total_variation,
-        "floor": found.floor,
-        "kl_divergence": found.kl_divergence,
-        "found": found.num_found,
-        "expected": found.num_expected,
-        "shares": found.shares,
-    }
+def steer(key: Any, config: FinetuneRun, problem: Problem, model: rj.DiffusionModel) -> tuple[Any, np.ndarray]:
+    """The posterior by particles that the tuned model proposes, one condition after another: numbers, and samples."""
+    found, samples = [], []
+    for i in range(max(1, problem.num_conditions)):
+        condition = jnp.int32(i) if problem.num_conditions else None
+        each = model if condition is None else model.with_condition(condition)
+        result = rj.steer(
+            jax.random.fold_in(key, i),
+            problem.target(condition),
+            problem.times,
+            config.num_particles or 1,
+            proposal=each,
+            num_groups=config.num_groups,
+            warn=False,
+            progress=False,
+        )
+        x = np.asarray(result.particles).reshape(-1, *problem.prior.shape)
+        # Groups count by their normalising constants.
+        log_weights = np.asarray(result.log_weights + result.log_normalizer[:, None], np.float64).ravel()
+        values = np.asarray(result.log_normalizer, np.float64)
+        log_normalizer = float(values.max() + np.log(np.mean(np.exp(values - values.max()))))
+        found.append(
+            {
+                "log_normalizer": with_error((log_normalizer, float(result.standard_error))),
+                "smallest_effective_sample_share": float(np.min(result.info.ess) / result.log_weights.shape[-1]),
+                "resamplings": float(np.mean(result.info.num_resamplings)),
+            }
+            | problem.describe(x, log_weights, None if condition is None else i)
+        )
+        shares = np.exp(log_weights - log_weights.max())
+        draws = np.random.default_rng(0).choice(len(x), 2000 if condition is None else 20, p=shares / shares.sum())
+        samples.append(x[draws])
+    # Conditions in turn, as they are in what the tuned model makes.
+    pool = np.stack(samples, axis=1).reshape(-1, *problem.prior.shape)
+    return (found if problem.num_conditions else found[0]), pool
 
 
 def with_error(pair: tuple[float, float]) -> dict[str, float]:
@@ -323,7 +281,7 @@ def numbers(report: dict[str, float]) -> dict[str, float]:
 def fingerprint(config: FinetuneRun) -> dict[str, Any]:
     """What a run that goes on must have in common with the one that was stopped."""
     everything = config.model_dump(mode="json")
-    for name in ("output", "num_samples", "num_particles", "num_groups"):
+    for name in ("output", "num_samples", "num_particles", "num_groups", "chunk_size"):
         everything.pop(name)
     return everything
 
@@ -340,23 +298,3 @@ def draw_progress(folder: RunFolder, metrics: list[dict[str, float]], log_normal
     folder.picture(
         "residuals.png", plot.curves(steps, squared, xlabel="optimiser step", ylabel="nats squared", log=True)
     )
-
-
-def plot_modes(problem: Problem, x: np.ndarray, steered: Any) -> Any:
-    """The prior's, the exact posterior's and the tuned model's samples, and what weights make of these."""
-    assert problem.modes is not None
-    count = 2000
-    modes = problem.modes
-    key = jax.random.key(0)
-    panels = {
-        "prior": jax.vmap(modes.prior.sample)(jax.random.split(key, count)),
-        "posterior": jax.vmap(modes.posterior.sample)(jax.random.split(key, count)),
-        "tuned": x[:count],
-    }
-    if steered is not None:
-        log_weights = pooled_log_weights(steered)
-        shares = np.exp(log_weights - log_weights.max())
-        pool = np.asarray(steered.particles).reshape(-1, 2)
-        chosen = np.random.default_rng(0).choice(len(pool), count, p=shares / shares.sum())
-        panels["tuned, corrected"] = pool[chosen]
-    return plot.scatters(panels)

@@ -228,11 +228,13 @@ def find_judge(config: SteerRun, model: Any, kind: str | None) -> Judge | None:
     raise ConfigError(f"judge = {config.judge}: whether {config.model} makes pictures or sentences is not known")
 
 
-def judged_classes(classifier: Any, label: int | None, x: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
-    """The classes that a classifier of images sees, by weight."""
+def judged_classes(classifier: Any, label: Any, x: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
+    """The classes that a classifier of images sees, by weight; ``label`` is the class wanted, or several."""
     seen = np.asarray(jax.lax.map(classifier, x, batch_size=64)).argmax(-1)
     classes = np.bincount(seen, weights=shares, minlength=10)
-    return {"judged_classes": classes} | ({} if label is None else {"judged_as_wanted": classes[label]})
+    if label is None:
+        return {"judged_classes": classes}
+    return {"judged_classes": classes, "judged_as_wanted": classes[np.unique(label)].sum()}
 
 
 def wanted_prompt(target: Any) -> str | None:
@@ -262,8 +264,8 @@ def tilts(target: Any) -> list[Any]:
     return [each.reward for each in tilted(target)]
 
 
-def judged_label(config: SteerRun) -> int | None:
-    """The class that the target asks for, if it asks for one."""
+def judged_label(config: SteerRun) -> int | list[int] | None:
+    """The class that the target asks for, or several of which any will do, if it asks for one."""
     if config.judge_label is not None:
         return config.judge_label
     target: Any = config.target
