@@ -13,7 +13,8 @@ network evaluations (prior's and posterior's, of one state) for its paths, the r
 - REINFORCE: the gradient of E[log r - log K_phi / K] by the score function, with the batch's mean as baseline; the same
   in expectation as VarGrad on-policy, but for the bound on residuals
 - not tuned: the guided denoiser to begin with
-- importance sampling from the prior, and `steer` with a tilt, without any training: as many paths as training has had
+- importance sampling from the prior, and `steer` with a tilt by the default schedule (rewards count as far as the
+  denoised state is known) or a later one, without any training: as many paths as training has had
 
 Samples are of the tuned model as it is; "corrected" are the same by their importance weights, and the particles of
 `steer` with the tuned model as the proposal. Floors: draws from the posterior itself, and the exact model of the
@@ -52,7 +53,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "generated, and back and forth": {"sources": {"generated": 0.8, "back_and_forth": 0.2}, "turn": 0.5},
     "REINFORCE + KL": {"sources": {"generated": 1.0}},
 }
-UNTRAINED = ("importance sampling from the prior", "steer with a tilt")
+UNTRAINED = ("importance sampling from the prior", "steer, default schedule", "steer, late schedule")
 FLOORS = ("draws from the posterior", "exact model of the posterior")
 
 
@@ -129,12 +130,19 @@ def importance_sampling(config: FinetuneRun, seed: int) -> dict[str, Any]:
     }
 
 
-def steering(config: FinetuneRun, seed: int) -> dict[str, Any]:
+def late(t: float) -> float:
+    """A schedule of the reward, on a process whose times end at 1e-3: of a reward as steep as this one, what the prior's
+    denoised state says early is misleading.
+    """
+    return min(1.0, ((1 - t) / (1 - 1e-3)) ** 8)
+
+
+def steering(config: FinetuneRun, seed: int, schedule: Callable[[float], float] | None) -> dict[str, Any]:
     """The same target by `steer`, with the reward's gradient and no tuned model."""
     problem = build_problem(config)
     particles, together = config.num_particles or 1024, 50
     parts = max(1, config.training.num_steps * config.training.batch_size // (particles * together))
-    target = rj.tilt(problem.prior, problem.log_reward)
+    target = rj.tilt(problem.prior, problem.log_reward, schedule=schedule)
     results = [
         rj.steer(
             jax.random.fold_in(jax.random.key(seed), i),
@@ -186,7 +194,9 @@ def measure(name: str, config: FinetuneRun, seed: int) -> dict[str, Any]:
         return train(name, config, seed)
     if name in FLOORS:
         return floor(name, config, seed)
-    return importance_sampling(config, seed) if name == UNTRAINED[0] else steering(config, seed)
+    if name == UNTRAINED[0]:
+        return importance_sampling(config, seed)
+    return steering(config, seed, None if name == UNTRAINED[1] else late)
 
 
 # --------------------------------------------------------------------------------------------------------------- table

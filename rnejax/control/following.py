@@ -23,6 +23,13 @@ class Follow:
     learned is corrected. ``steer(..., proposal=model)`` means this. It costs an evaluation of this model per particle
     and step, beside those of the target's.
 
+    A tuned model moves towards what the reward wants long before the reward of a denoised state says so. On the way,
+    weights compare the prior's law with its own, and who resamples by them undoes what it has learned. Count the reward
+    fully from the start and resample at the end, where both agree:
+
+        target = rj.tilt(prior, reward, schedule=lambda t: 1.0)
+        rj.steer(key, target, times, proposal=tuned, window=(times[0], times[len(times) // 5]))
+
     Attributes:
       model: of the target's process and shape.
     """

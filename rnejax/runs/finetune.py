@@ -235,6 +235,9 @@ def _assessed(found: Any, count: int) -> dict[str, Any]:
 def steer(key: Any, config: FinetuneRun, problem: Problem, model: rj.DiffusionModel) -> tuple[Any, np.ndarray]:
     """The posterior by particles that the tuned model proposes, one condition after another: numbers, and samples."""
     found, samples = [], []
+    # Weights before are those of the prior's law at t over the tuned model's, and resampling by them would undo it.
+    first = max(1, round(config.resampling_share * (len(problem.times) - 1)))
+    window = (float(problem.times[0]), float(problem.times[first]))
     for i in range(max(1, problem.num_conditions)):
         condition = jnp.int32(i) if problem.num_conditions else None
         each = model if condition is None else model.with_condition(condition)
@@ -245,6 +248,7 @@ def steer(key: Any, config: FinetuneRun, problem: Problem, model: rj.DiffusionMo
             config.num_particles or 1,
             proposal=each,
             num_groups=config.num_groups,
+            window=window,
             warn=False,
             progress=False,
         )
@@ -281,7 +285,7 @@ def numbers(report: dict[str, float]) -> dict[str, float]:
 def fingerprint(config: FinetuneRun) -> dict[str, Any]:
     """What a run that goes on must have in common with the one that was stopped."""
     everything = config.model_dump(mode="json")
-    for name in ("output", "num_samples", "num_particles", "num_groups", "chunk_size"):
+    for name in ("output", "num_samples", "num_particles", "num_groups", "chunk_size", "resampling_share"):
         everything.pop(name)
     return everything
 

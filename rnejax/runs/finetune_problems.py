@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,9 +69,13 @@ class Problem:
         return None
 
     def target(self, condition: Any = None) -> Any:
-        """What `rnejax.steer` is given: the posterior as a target."""
+        """What `rnejax.steer` is given: the posterior as a target, at its full strength all the way.
+
+        A tuned model knows where its paths go: what is left to weigh shows at the end, where the reward of the denoised
+        state is that of the sample.
+        """
         reward = self.log_reward if condition is None else jax.tree_util.Partial(_under, self.log_reward, condition)
-        return rj.tilt(self.prior, reward, gradient=False)
+        return rj.tilt(self.prior, reward, gradient=False, schedule=_full_strength)
 
     def describe(self, x: np.ndarray, log_weights: np.ndarray | None, condition: Any) -> dict[str, Any]:
         """Numbers of samples, weighted or not."""
@@ -168,6 +173,7 @@ class PretrainedProblem(Problem):
     labels: Any = None
     classifier: Any = None
     merge: Callable[[Any], Any] | None = None
+    points: Any = None
 
     @property
     def num_conditions(self) -> int:  # type: ignore[override]
@@ -179,17 +185,13 @@ class PretrainedProblem(Problem):
     def data(self, key: Any) -> Any:
         from ..training import Examples
 
-        settings = self.config.problem
-        assert isinstance(settings, Pretrained)
-        if settings.data is None:
+        if self.points is None:
             return None
-        key_points, key_labels = jax.random.split(key)
-        x, _ = load_points(key_points, settings.data, None, self.prior)
         if self.classifier is None:
-            return Examples(x)
+            return Examples(self.points)
         # A class by the reward's own probabilities: of these pairs x is the prior's data, and y given x the reward's.
-        said = jax.lax.map(self.classifier, x, batch_size=64)
-        return Examples(x, jax.random.categorical(key_labels, said).astype(jnp.int32))
+        said = jax.lax.map(self.classifier, self.points, batch_size=64)
+        return Examples(self.points, jax.random.categorical(key, said).astype(jnp.int32))
 
     def describe(self, x: np.ndarray, log_weights: np.ndarray | None, condition: Any) -> dict[str, Any]:
         weights = np.ones(len(x)) if log_weights is None else np.exp(log_weights - log_weights.max())
@@ -255,7 +257,7 @@ def build_pretrained(config: FinetuneRun) -> PretrainedProblem:
         raise ConfigError("reward_gradient is of models of numbers: leave it out for tokens")
     classifier, log_reward = None, None
     if each:
-        if prior.process.is_discrete or np.shape(prior.condition) != ():
+        if prior.process.is_discrete or prior.condition is None or np.shape(prior.condition) != ():
             raise ConfigError(
                 f"problem.reward.kind = each_class is for models whose condition is a class; {settings.model} is none"
             )
@@ -268,7 +270,9 @@ def build_pretrained(config: FinetuneRun) -> PretrainedProblem:
                 "problem.reward runs on the host, where a compiled run cannot ask for it: give one in JAX"
             )
         check_reward(reward, prior, None, "problem.reward")
-        log_reward = jax.tree_util.Partial(_scaled, function, reward.strength)
+        # Of weights a pytree, which is data to compiled code; of a plain function configuration.
+        bind: Any = functools.partial if jax.tree_util.all_leaves([function]) else jax.tree_util.Partial
+        log_reward = bind(_scaled, function, reward.strength)
     labels = reward.label if isinstance(reward, ClassReward) else None
     # Judged by whom the reward has not asked.
     judge = None
@@ -288,8 +292,20 @@ def build_pretrained(config: FinetuneRun) -> PretrainedProblem:
         condition = jnp.zeros((), jnp.int32) if each else None
         posterior = guided.model(Guidance(start, jnp.ones(())), condition=condition)
         merge = None  # a reward has no form in a file
+    points = None
+    if settings.data is not None:
+        points, _ = load_points(jax.random.key(config.seed), settings.data, None, prior)
     return PretrainedProblem(
-        config, prior, posterior, log_reward, times, judge=judge, labels=labels, classifier=classifier, merge=merge
+        config,
+        prior,
+        posterior,
+        log_reward,
+        times,
+        judge=judge,
+        labels=labels,
+        classifier=classifier,
+        merge=merge,
+        points=points,
     )
 
 
@@ -303,6 +319,10 @@ def forget_classes(params: Any) -> Any:
         raise ConfigError("problem.reward.kind = each_class needs a network with an embedding of classes")
     rows = params["class_embedding"]["embedding"]
     return params | {"class_embedding": {"embedding": jnp.broadcast_to(rows[-1], rows.shape)}}
+
+
+def _full_strength(t: float) -> float:
+    return 1.0
 
 
 def _of_class(log_probabilities: Callable[[Any], Any], strength: Any, x: Any, label: Any) -> Any:
