@@ -131,8 +131,9 @@ def importance_sampling(config: FinetuneRun, seed: int) -> dict[str, Any]:
 
 
 def late(t: float) -> float:
-    """A schedule of the reward, on a process whose times end at 1e-3: of a reward as steep as this one, what the prior's
-    denoised state says early is misleading.
+    """A schedule of the reward, on a process whose times end at 1e-3.
+
+    Of a reward as steep as this one, what the prior's denoised state says early is misleading.
     """
     return min(1.0, ((1 - t) / (1 - 1e-3)) ** 8)
 

@@ -107,7 +107,7 @@ def test_other_ways_to_tune(tmp_path, overrides):
     assert np.isfinite(metrics["loss"])
     assert ("corrected" in metrics) == ("--num_particles" not in overrides)
     assert ("buffer" in metrics["evaluations"]) == ("{generated: 1}" not in overrides)
-    assert (metrics["log_normalizer_learned"] != 0) == ("learned" in overrides)
+    assert ("log_normalizer_learned" in metrics) == ("learned" in overrides)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,8 @@ class FinetuneRun(Run):
     """nats by which that may move a denoised state"""
     normalizer: Literal["learned", "batch"] = "batch"
     """log Z: a weight of its own, or what the batch says (VarGrad)"""
+    normalizer_paths: PositiveInt = 256
+    """paths of the model before it is tuned that say what a learned log Z begins with"""
     inflation: Positive = 2.0
     """of the variance of the steps of inflated paths"""
     turn: Annotated[Real, Field(gt=0, le=1)] = 1.0

@@ -67,6 +67,11 @@ def check_sizes(config: FinetuneRun, problem: Problem) -> None:
         raise ConfigError(
             f"buffer.size = {config.buffer.size} must not be below training.batch_size = {settings.batch_size}"
         )
+    if config.normalizer == "learned" and config.normalizer_paths < problem.num_conditions:
+        raise ConfigError(
+            f"normalizer_paths = {config.normalizer_paths}: at least one is needed for each of "
+            f"{problem.num_conditions} conditions"
+        )
     if settings.save_every % settings.report_every:
         raise ConfigError(
             f"training.save_every = {settings.save_every} must be a multiple of training.report_every = "
@@ -84,7 +89,7 @@ def tune(config: FinetuneRun, problem: Problem, folder: RunFolder | None = None,
     from ..training import Examples, FineTuned, ReplayBuffer, fit
 
     settings = config.training
-    key_fit, key_data = jax.random.split(jax.random.key(config.seed))
+    key_fit, key_data, key_normalizer = jax.random.split(jax.random.key(config.seed), 3)
     renewing: dict[str, Any] = {}
     examples = problem.data(key_data) if needs_clean_data(config) else None
     if examples is None and needs_clean_data(config):
@@ -98,7 +103,7 @@ def tune(config: FinetuneRun, problem: Problem, folder: RunFolder | None = None,
     return fit(
         key_fit,
         make_loss(config, problem) if loss is None else loss,
-        FineTuned(problem.posterior.params, start_of_log_normalizer(problem)),
+        FineTuned(problem.posterior.params, start_of_log_normalizer(key_normalizer, config, problem)),
         examples,
         make_optimizer(config),
         num_steps=settings.num_steps,
@@ -114,9 +119,21 @@ def tune(config: FinetuneRun, problem: Problem, folder: RunFolder | None = None,
     )
 
 
-def start_of_log_normalizer(problem: Problem) -> Any:
-    """log Z to begin with: a number, or one for each condition."""
-    return jnp.zeros((problem.num_conditions,) if problem.num_conditions else ())
+def start_of_log_normalizer(key: Any, config: FinetuneRun, problem: Problem) -> Any:
+    """log Z to begin with: a number, or one for each condition, by importance sampling.
+
+    A guess that is off by a nat is a residual of a nat on every path, which teaches the model to avoid all of them
+    until log Z has been learned.
+    """
+    shape = (problem.num_conditions,) if problem.num_conditions else ()
+    if config.normalizer == "batch":
+        return jnp.zeros(shape)
+    paths = sample_paths(key, config, problem, problem.posterior, count=config.normalizer_paths)
+    log_weights = np.maximum(paths.log_reward, config.least_log_reward) - paths.log_ratio
+    condition = problem.conditions(len(log_weights))
+    rows = [np.asarray(condition) == i for i in range(shape[0])] if shape else [np.ones(len(log_weights), bool)]
+    means = [jax.nn.logsumexp(jnp.asarray(log_weights[row])) - np.log(row.sum()) for row in rows]
+    return jnp.stack(means).reshape(shape)
 
 
 def make_loss(config: FinetuneRun, problem: Problem) -> Any:
@@ -181,11 +198,19 @@ def evaluations(config: FinetuneRun, problem: Problem) -> dict[str, int]:
     return found
 
 
-def sample_paths(key: Any, config: FinetuneRun, problem: Problem, model: rj.DiffusionModel, exact: bool = False) -> Any:
-    """Paths of the tuned model or of what noise makes of draws from the posterior itself, None where there are none."""
+def sample_paths(
+    key: Any,
+    config: FinetuneRun,
+    problem: Problem,
+    model: rj.DiffusionModel,
+    *,
+    exact: bool = False,
+    count: int | None = None,
+) -> Any:
+    """Paths of a model or of what noise makes of draws from the posterior itself, None where there are none."""
     from ..training import trajectory_balance_residual
 
-    count = config.num_samples
+    count = config.num_samples if count is None else count
     size = min(count, config.chunk_size)
 
     @jax.jit
