@@ -46,6 +46,8 @@ class Pretrained(Section):
     """log r; of functions in JAX"""
     rank: PositiveInt | None = None
     """tune changes of the weights of so low a rank; null for the weights themselves"""
+    parts: Annotated[list[str], Field(min_length=1)] | None = None
+    """tune these parts of the network alone, by their names in model.safetensors, such as class_embedding"""
     data: str | None = None
     """what noised paths begin with instead of the buffer: digits_train, digits_validation, digits_test, or an .npz file
     with an array x; where the condition is a class, each has one by the classifier's probabilities"""

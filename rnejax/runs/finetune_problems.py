@@ -240,7 +240,7 @@ class PretrainedProblem(Problem):
 def build_pretrained(config: FinetuneRun) -> PretrainedProblem:
     """A stored model whose weights are tuned, or low-rank changes of them."""
     from ..networks import adapted
-    from ..training import Guidance, Guided, low_rank_model
+    from ..training import Guidance, Guided, low_rank_model, partial_model
 
     settings = config.problem
     assert isinstance(settings, Pretrained)
@@ -280,12 +280,20 @@ def build_pretrained(config: FinetuneRun) -> PretrainedProblem:
         judge = load_classifier({"reward": "judge", "judge": "reward"}[reward.classifier])
 
     tuned = prior.with_params(forget_classes(prior.params)) if each else prior
-    base, start = tuned, tuned.params
+    base = tuned
     merge: Callable[[Any], Any] | None = lambda weights: weights  # noqa: E731
-    if settings.rank is not None:
-        base = low_rank_model(jax.random.key(config.seed), tuned, settings.rank)
-        start = base.params
-        merge = lambda weights: adapted(tuned.params, weights)  # noqa: E731
+    if settings.rank is not None and settings.parts is not None:
+        raise ConfigError("problem.rank and problem.parts: take one of them")
+    try:
+        if settings.rank is not None:
+            base = low_rank_model(jax.random.key(config.seed), tuned, settings.rank)
+            merge = lambda weights: adapted(tuned.params, weights)  # noqa: E731
+        if settings.parts is not None:
+            base = partial_model(tuned, settings.parts)
+            merge = lambda weights: tuned.params | weights  # noqa: E731
+    except ValueError as error:
+        raise ConfigError(f"problem: {error}") from error
+    start = base.params
     posterior = base
     if config.reward_gradient is not False and not prior.process.is_discrete:
         guided = Guided(base, log_reward=log_reward, trust=config.trust)

@@ -1,5 +1,6 @@
 """Losses, the training loop and what judges its result. Nothing here is imported by `import rnejax`."""
 
+from .adapting import low_rank_model, partial_model
 from .assessment import Assessment, ModeCoverage, assess, mode_coverage
 from .denoising import DenoisingErrors, denoising_evaluator, denoising_loss
 from .ema import ema_decay, ema_update
@@ -8,7 +9,6 @@ from .fine_tuning import Examples, FineTuned, trajectory_balance_loss
 from .fit import FitResult, FitState, check_state, fit
 from .guided import Guidance, Guided
 from .losses import drop_labels, score_matching_loss
-from .low_rank import low_rank_model
 from .optimizer import learning_rate_schedule, make_optimizer
 from .preconditioning import Preconditioned
 from .replay import ReplayBuffer
@@ -55,6 +55,7 @@ __all__ = [
     "make_optimizer",
     "mode_coverage",
     "noising_pair",
+    "partial_model",
     "rne_residual",
     "score_matching_loss",
     "score_of_energy",

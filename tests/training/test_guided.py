@@ -11,7 +11,15 @@ import rnejax as rj
 from rnejax.networks import MLP, TokenTransformer, UNet, adapted, functional, low_rank_adapters
 from rnejax.processes import Cosine, CriticallyDamped, Masked, NonReversible
 from rnejax.systems import GaussianMixture
-from rnejax.training import FineTuned, Guidance, Guided, fit, low_rank_model, trajectory_balance_loss
+from rnejax.training import (
+    FineTuned,
+    Guidance,
+    Guided,
+    fit,
+    low_rank_model,
+    partial_model,
+    trajectory_balance_loss,
+)
 
 KEY = jax.random.key(3)
 TILT = np.array([0.6, -0.4])
@@ -235,3 +243,22 @@ def test_a_model_of_low_rank_is_the_model_until_it_is_tuned(tokens):
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient.weights)) > 0
     with pytest.raises(ValueError, match="no weights to adapt"):
         low_rank_model(KEY, rj.DiffusionModel(PROCESSES[0], lambda x, t: x, shape=(2,)), 2)
+
+
+def test_parts_of_a_network_are_tuned_alone():
+    process = PROCESSES[0]
+    apply, params = functional(MLP((2,), 8, 1, num_classes=3, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
+    prior = rj.DiffusionModel(
+        process, apply.as_prediction(), "v", shape=(2,), params=params, condition=jnp.int32(1), batched=True
+    )
+    model = partial_model(prior, ["class_embedding", "last"])
+    x = jnp.asarray([0.3, 0.4])
+    np.testing.assert_allclose(model.denoise(x, 0.5), prior.denoise(x, 0.5), rtol=1e-6)
+    assert sorted(model.params) == ["class_embedding", "last"]
+    moved = jax.tree.map(lambda leaf: leaf + 0.3, model.params)
+    whole = prior.with_params(prior.params | moved)
+    np.testing.assert_allclose(model.with_params(moved).denoise(x, 0.5), whole.denoise(x, 0.5), rtol=1e-5)
+    for parts, words in (([], "parts must be among class_embedding, first"), (["nowhere"], "got nowhere")):
+        with pytest.raises(ValueError, match=words):
+            partial_model(prior, parts)

@@ -21,6 +21,7 @@ from rnejax.training import (
     assess,
     back_and_forth_residual,
     batch_log_normalizer,
+    fit,
     trajectory_balance_loss,
     trajectory_balance_residual,
 )
@@ -426,6 +427,18 @@ def test_a_reward_of_zero_teaches_avoidance():
     assert report["log_reward"][0] < -2
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
     assert gradient.log_normalizer > 0  # residuals of such paths are positive: log Z has to fall
+
+
+def test_a_reward_that_is_no_number_is_named():
+    """fit stops, and says which part of the loss it was."""
+    process = PROCESSES[0]
+    prior, posterior = networks(process)
+    loss = trajectory_balance_loss(
+        posterior, prior, rj.time_grid(process, 3), lambda x: jnp.where(x[0] > 0, jnp.nan, 0.0)
+    )
+    tuned = FineTuned(posterior.params, jnp.zeros(()))
+    with pytest.raises(FloatingPointError, match=r"at step 0 \(.*log_reward nan"):
+        fit(KEY, loss, tuned, jnp.zeros((16, 3)), optax.adam(1e-3), num_steps=2, batch_size=16)
 
 
 def test_the_bound_is_hubers(double_precision):
