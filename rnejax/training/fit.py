@@ -270,13 +270,14 @@ def _check_finite(means: dict[str, jax.Array], first_step: int) -> None:
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     if not bool(jnp.all(finite)):
         index = int(jnp.argmin(finite))
-        parts = {name: float(values[index]) for name, values in means.items() if name not in ("loss", "gradient_norm")}
         # A reward that is no number says so by its name.
-        broken = ", ".join(f"{name} {value}" for name, value in parts.items() if not math.isfinite(value))
+        parts = {name: float(values[index]) for name, values in means.items()}
+        wrong = {name: value for name, value in parts.items() if not math.isfinite(value)}
+        broken = ", ".join(f"{name} {wrong[name]}" for name in wrong.keys() - {"loss", "gradient_norm"})
         raise FloatingPointError(
             f"the loss is {float(loss[index])} and its gradient's norm {float(norm[index])} at step "
-            f"{first_step + index}{f' ({broken})' if broken else ''}: lower the learning rate, or look at what the loss "
-            "does at the smallest noise levels"
+            f"{first_step + index}{f' ({broken})' if broken else ''}: lower the learning rate, or look at what the "
+            "loss does at the smallest noise levels"
         )
 
 
