@@ -34,14 +34,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from reinforce import reinforce_loss
 
 import rnejax as rj
 from rnejax.config import FinetuneRun, load_config
 from rnejax.runs import finetune
-from rnejax.runs.finetune_problems import Problem, build_problem
-from rnejax.training import FineTuned, trajectory_balance_residual
+from rnejax.runs.finetune_problems import build_problem
 
 NOT_TUNED = "guided by the reward's gradient, not tuned"
 TRAINED: dict[str, dict[str, Any]] = {
@@ -55,26 +54,6 @@ TRAINED: dict[str, dict[str, Any]] = {
 }
 UNTRAINED = ("importance sampling from the prior", "steer, default schedule", "steer, late schedule")
 FLOORS = ("draws from the posterior", "exact model of the posterior")
-
-
-def reinforce(config: FinetuneRun, problem: Problem) -> Callable[..., Any]:
-    """Minus the objective E[log r] - KL, with the gradient of the score function."""
-
-    def loss(key: Any, tuned: FineTuned, batch: Any) -> Any:
-        paths = trajectory_balance_residual(
-            key,
-            problem.posterior.with_params(tuned.weights),
-            problem.prior,
-            problem.times,
-            lambda x: jnp.maximum(problem.log_reward(x), config.least_log_reward),
-            num_paths=len(batch.x),
-        )
-        worth = jax.lax.stop_gradient(paths.log_reward - paths.log_ratio)
-        advantage = worth - jnp.mean(worth)
-        named = {"log_reward": paths.log_reward, "log_normalizer": worth, "squared_residual": advantage**2}
-        return -advantage * paths.log_ratio, named
-
-    return loss
 
 
 def train(name: str, config: FinetuneRun, seed: int) -> dict[str, Any]:
@@ -92,7 +71,7 @@ def train(name: str, config: FinetuneRun, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     model, learned = problem.posterior, None
     if name != NOT_TUNED:
-        loss = reinforce(config, problem) if name == "REINFORCE + KL" else None
+        loss = reinforce_loss(config, problem) if name == "REINFORCE + KL" else None
         fitted = finetune.tune(config, problem, loss=loss)
         model = model.with_params(fitted.average.weights)
         learned = float(fitted.average.log_normalizer) if config.normalizer == "learned" else None

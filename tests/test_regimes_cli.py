@@ -127,7 +127,7 @@ def test_what_cannot_be_trained_is_refused_by_its_key(tmp_path, capsys, override
 
 
 def test_an_energy_distance_is_zero_on_average_for_equal_laws_and_one_far_apart():
-    from rnejax.runs.trained_regimes import relative_energy_distance
+    from rnejax.systems.metrics import relative_energy_distance
 
     rng = np.random.default_rng(0)
     same = [relative_energy_distance(*rng.normal(size=(2, 40, 3))) for _ in range(200)]

@@ -35,12 +35,15 @@ class StridedClassifier(nnx.Module):
         self.convolutions = nnx.List([convolution(a, b, 3, strides=2, rngs=rngs) for a, b in pairwise(sizes)])
         self.head = nnx.Linear(channels[-1], num_classes, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Log-probabilities, shape (..., num_classes), of images, shape (..., height, width, channels)."""
+    def __call__(self, x: jax.Array, *, features: bool = False) -> jax.Array:
+        """Log-probabilities, shape (..., num_classes), of images, shape (..., height, width, channels); or the features
+        before the last layer, (..., channels).
+        """
         check_last_axes("x", x.shape, self.image_shape)
         for layer in self.convolutions:
             x = nnx.silu(group_norm(layer(x), 8))
-        return nnx.log_softmax(self.head(jnp.mean(x, axis=(-3, -2))))
+        x = jnp.mean(x, axis=(-3, -2))
+        return x if features else nnx.log_softmax(self.head(x))
 
 
 class PooledClassifier(nnx.Module):
@@ -65,13 +68,15 @@ class PooledClassifier(nnx.Module):
         self.dense = nnx.Linear((height // 4) * (width // 4) * channels[1], hidden, rngs=rngs)
         self.head = nnx.Linear(hidden, num_classes, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Log-probabilities, shape (..., num_classes), of images, shape (..., height, width, channels)."""
+    def __call__(self, x: jax.Array, *, features: bool = False) -> jax.Array:
+        """Log-probabilities, shape (..., num_classes), of images, shape (..., height, width, channels); or the features
+        before the last layer, (..., hidden).
+        """
         check_last_axes("x", x.shape, self.image_shape)
         for layer in (self.first, self.second):
             x = _max_of_patches(nnx.relu(layer(x)))
         x = nnx.relu(self.dense(x.reshape(*x.shape[:-3], -1)))
-        return nnx.log_softmax(self.head(x))
+        return x if features else nnx.log_softmax(self.head(x))
 
 
 def _max_of_patches(x: jax.Array) -> jax.Array:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.spatial.distance import cdist
 
 import rnejax as rj
 
@@ -19,6 +18,7 @@ from .. import plot, regimes
 from ..config import ConfigError, RegimesRun, TrainedStudy
 from ..regimes.picture import cloning_curves
 from ..systems import small_digits
+from ..systems.metrics import relative_energy_distance
 from .build import make_times
 from .folder import Output, RunFolder, summary
 
@@ -376,19 +376,6 @@ def judge(key: Any, models: list[rj.DiffusionModel], study: TrainedStudy, data: 
 def best_grid(to_itself: np.ndarray) -> int:
     """The grid whose samples are nearest to many steps', on the whole."""
     return int(to_itself.mean(axis=(0, 2)).argmin())
-
-
-def relative_energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """(2 E|x - y| - E|x - x'| - E|y - y'|) / (2 E|x - y|), unbiased above and so negative by chance; 0 for equal laws.
-
-    Szekely & Rizzo 2013: between 0 and 1 in expectation.
-    """
-
-    def within(z: np.ndarray) -> float:
-        return float(cdist(z, z).sum() / (len(z) * (len(z) - 1)))
-
-    between = 2 * float(cdist(x, y).mean())
-    return (between - within(x) - within(y)) / between
 
 
 def draw_quality(study: TrainedStudy, quality: dict[str, np.ndarray]) -> Any:

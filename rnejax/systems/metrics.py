@@ -283,3 +283,17 @@ def compare(
         others = np.unique(np.linspace(0, len(reference) - 1, min(most_aligned, len(reference))).astype(int))
         found["aligned_w2"] = aligned_wasserstein(np.asarray(x)[chosen], np.asarray(reference)[others])
     return found
+
+
+def relative_energy_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Of points (n, d) and (m, d): (2 E|x - y| - E|x - x'| - E|y - y'|) / (2 E|x - y|), unbiased above and so negative by chance; 0 for equal laws.
+
+    Szekely & Rizzo 2013: between 0 and 1 in expectation.
+    """
+    from scipy.spatial.distance import cdist
+
+    def within(z: np.ndarray) -> float:
+        return float(cdist(z, z).sum() / (len(z) * (len(z) - 1)))
+
+    between = 2 * float(cdist(x, y).mean())
+    return (between - within(x) - within(y)) / between
