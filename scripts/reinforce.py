@@ -14,8 +14,9 @@ from rnejax.training import Examples, FineTuned, batch_log_normalizer, trajector
 
 
 def reinforce_loss(config: FinetuneRun, problem: Problem) -> Callable[..., Any]:
-    """Minus E[log r] - KL(tuned | prior), with the gradient of the score function and the batch's mean as baseline, that
-    of the paths of the same condition where there are conditions.
+    """Minus E[log r] - KL(tuned | prior), with the gradient of the score function.
+
+    The baseline is the batch's mean, that of the paths of the same condition where there are conditions.
     """
 
     def loss(key: Any, tuned: FineTuned, batch: Examples) -> Any:

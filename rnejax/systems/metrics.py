@@ -286,7 +286,9 @@ def compare(
 
 
 def relative_energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Of points (n, d) and (m, d): (2 E|x - y| - E|x - x'| - E|y - y'|) / (2 E|x - y|), unbiased above and so negative by chance; 0 for equal laws.
+    """Of points (n, d) and (m, d): (2 E|x - y| - E|x - x'| - E|y - y'|) / (2 E|x - y|).
+
+    Unbiased above the bar, and so negative by chance; 0 for equal laws.
 
     Szekely & Rizzo 2013: between 0 and 1 in expectation.
     """
