@@ -40,7 +40,7 @@ from reinforce import reinforce_loss
 import rnejax as rj
 from rnejax.config import FinetuneRun, load_config
 from rnejax.runs import finetune
-from rnejax.runs.finetune_problems import build_problem
+from rnejax.runs.finetuning import build_problem
 
 NOT_TUNED = "guided by the reward's gradient, not tuned"
 TRAINED: dict[str, dict[str, Any]] = {

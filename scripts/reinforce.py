@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rnejax.config import FinetuneRun
-from rnejax.runs.finetune_problems import Problem
+from rnejax.runs.finetuning import Problem
 from rnejax.training import Examples, FineTuned, batch_log_normalizer, trajectory_balance_residual
 
 

@@ -13,7 +13,8 @@ import rnejax as rj
 from rnejax.cli import main
 from rnejax.config import FinetuneRun, load_config
 from rnejax.networks import build, functional
-from rnejax.runs.finetune_problems import build_problem, forget_classes
+from rnejax.runs.finetuning import build_problem
+from rnejax.runs.finetuning.pretrained import forget_classes
 from rnejax.systems.modes import mode_selection
 
 SMALL = """

@@ -53,6 +53,22 @@ class Pretrained(Section):
     with an array x; where the condition is a class, each has one by the classifier's probabilities"""
 
 
+class Infilling(Section):
+    """The middle of sentences, which a token model fills in: told what comes before, and rewarded for what follows."""
+
+    kind: Literal["infilling"]
+    model: str = "verses"
+    """the name of a shipped model of sentences, or the path of a saved one"""
+    left: PositiveInt = 12
+    """tokens before the gap"""
+    middle: PositiveInt = 8
+    """tokens of the gap"""
+    strength: Positive = 1.0
+    """multiplies the log-likelihood of what follows, under the shipped autoregressive model"""
+    test_split: Literal["validation", "test"] = "test"
+    """where the sentences come from that are looked at in the end"""
+
+
 class Buffer(Section):
     """Clean data for paths that begin with some: chains that follow the posterior, by samples of the tuned model."""
 
@@ -92,7 +108,7 @@ class Tuning(Section):
 class FinetuneRun(Run):
     """rnejax finetune: a model into its own posterior p(x) r(x) / Z, by relative trajectory balance."""
 
-    problem: Annotated[Modes | Pretrained, Field(discriminator="kind")]
+    problem: Annotated[Modes | Pretrained | Infilling, Field(discriminator="kind")]
     """the prior, the reward, and the network"""
     sources: dict[Source, Positive] = {"generated": 1.0}  # noqa: RUF012 - pydantic copies it
     """shares of the paths of a batch: the model's own, those with inflated noise, noised data of the buffer, and there
@@ -106,6 +122,8 @@ class FinetuneRun(Run):
     """log Z: a weight of its own, or what the batch says (VarGrad)"""
     normalizer_paths: PositiveInt = 256
     """paths of the model before it is tuned that say what a learned log Z begins with"""
+    paths_per_condition: PositiveInt = 1
+    """so many paths of each of the first conditions of a batch, for normalizer = batch where none would come twice"""
     inflation: Positive = 2.0
     """of the variance of the steps of inflated paths"""
     turn: Annotated[Real, Field(gt=0, le=1)] = 1.0

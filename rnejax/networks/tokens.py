@@ -65,9 +65,19 @@ class TransformerBlock(nnx.Module):
     embedding, Su et al. 2021), so that how much one token looks at another follows from how far apart they are, too.
     """
 
-    def __init__(self, width: int, embedding: int, num_heads: int, dropout_rate: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        embedding: int,
+        num_heads: int,
+        dropout_rate: float,
+        causal: bool = False,
+        *,
+        rngs: nnx.Rngs,
+    ):
         zeros = nnx.initializers.zeros_init()
         self.num_heads = num_heads
+        self.causal = causal
         self.dropout_rate = dropout_rate
         self.modulation = nnx.Linear(embedding, 4 * width, kernel_init=zeros, rngs=rngs)
         self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
@@ -89,6 +99,8 @@ class TransformerBlock(nnx.Module):
         query, key, value = jnp.split(self.qkv(h).reshape(*lead, length, 3 * self.num_heads, size), 3, axis=-2)
         query, key = _turned(query), _turned(key)
         scores = jnp.einsum("...qhc,...khc->...hqk", query, key) / math.sqrt(size)
+        if self.causal:  # nobody looks at what comes later
+            scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, -jnp.inf)
         return jnp.einsum("...hqk,...khc->...qhc", nnx.softmax(scores, axis=-1), value).reshape(h.shape)
 
 
@@ -106,6 +118,7 @@ class TokenTransformer(nnx.Module):
         condition_sizes: the numbers of classes of each entry of a condition; that number itself means "not said".
         time: whether the network looks at the time.
         dropout_rate: active only if a key is given.
+        causal: whether each position looks only at itself and at those before it.
         rngs: source of the initial weights.
 
     Raises:
@@ -123,6 +136,7 @@ class TokenTransformer(nnx.Module):
         condition_sizes: tuple[int, ...] = (),
         time: bool = False,
         dropout_rate: float = 0.0,
+        causal: bool = False,
         rngs: nnx.Rngs,
     ):
         if width % (2 * num_heads):
@@ -131,7 +145,7 @@ class TokenTransformer(nnx.Module):
         self.embed = nnx.Embed(vocab_size + 1, width, rngs=rngs)
         self.positions = nnx.Embed(length, width, rngs=rngs)
         self.embedding = ConditionEmbedding(width, condition_sizes, time, rngs=rngs)
-        blocks = [TransformerBlock(width, width, num_heads, dropout_rate, rngs=rngs) for _ in range(num_layers)]
+        blocks = [TransformerBlock(width, width, num_heads, dropout_rate, causal, rngs=rngs) for _ in range(num_layers)]
         self.blocks = nnx.List(blocks)
         self.bias = nnx.Param(jnp.zeros(vocab_size))
 

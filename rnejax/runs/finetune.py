@@ -13,7 +13,7 @@ import rnejax as rj
 
 from .. import plot
 from ..config import ConfigError, FinetuneRun
-from .finetune_problems import Problem, build_problem
+from .finetuning import Problem, build_problem
 from .folder import Output, RunFolder, require_pictures
 
 
@@ -46,7 +46,7 @@ def run(config: FinetuneRun, output: Output) -> None:
     model = problem.posterior.with_params(fitted.average.weights)
     key_paths, key_noise, key_steer = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 3)
     with folder.timed("seconds_sampling"):
-        condition = problem.conditions(config.num_samples)
+        condition = problem.test_conditions(config.num_samples)
         paths = sample_paths(key_paths, config, problem, model)
         noised = sample_paths(key_noise, config, problem, model, exact=True)
     arrays = {"x": paths.x, "log_ratio": paths.log_ratio, "log_reward": paths.log_reward}
@@ -63,14 +63,21 @@ def run(config: FinetuneRun, output: Output) -> None:
 def check_sizes(config: FinetuneRun, problem: Problem) -> None:
     """Raises ConfigError for what `tune` would refuse after the folder has been opened."""
     settings = config.training
-    if needs_clean_data(config) and config.buffer.size < settings.batch_size:
+    if needs_clean_data(config) and not problem.brings_data and config.buffer.size < settings.batch_size:
         raise ConfigError(
             f"buffer.size = {config.buffer.size} must not be below training.batch_size = {settings.batch_size}"
         )
-    if config.normalizer == "learned" and config.normalizer_paths < problem.num_conditions:
+    if config.normalizer == "learned" and config.normalizer_paths < problem.num_classes:
         raise ConfigError(
-            f"normalizer_paths = {config.normalizer_paths}: at least one is needed for each of "
-            f"{problem.num_conditions} conditions"
+            f"normalizer_paths = {config.normalizer_paths}: at least one is needed for each of {problem.num_classes} "
+            "classes"
+        )
+    if config.normalizer == "learned" and problem.conditions(1) is not None and not problem.num_classes:
+        raise ConfigError("normalizer = learned is for one log Z, or one for each class: take batch")
+    if settings.batch_size % config.paths_per_condition:
+        raise ConfigError(
+            f"paths_per_condition = {config.paths_per_condition} must divide training.batch_size = "
+            f"{settings.batch_size}"
         )
     if settings.save_every % settings.report_every:
         raise ConfigError(
@@ -95,10 +102,14 @@ def tune(config: FinetuneRun, problem: Problem, folder: RunFolder | None = None,
     if examples is None and needs_clean_data(config):
         buffer = ReplayBuffer(problem.posterior, problem.prior, problem.times, problem.log_reward)
         size = config.buffer.size
-        examples = buffer.start(key_data, size, condition=problem.conditions(size))
+        condition = problem.conditions(size)
+        both = {"condition": condition, "prior_condition": condition if problem.prior_takes_condition else None}
+        examples = buffer.start(key_data, size, **both)
         renewing = {"renew": buffer.renew, "renew_every": config.buffer.renew_every}
-    if examples is None:  # nothing looks at clean data: their number is all that counts
-        size = settings.batch_size * max(1, problem.num_conditions)
+    if examples is None:  # nothing looks at clean data: their number and their conditions are all that counts
+        examples = problem.data(key_data) if problem.prior_takes_condition else None
+    if examples is None:
+        size = settings.batch_size * max(1, problem.num_classes)
         examples = Examples(jnp.zeros((size, 1)), problem.conditions(size))
     return fit(
         key_fit,
@@ -125,7 +136,7 @@ def start_of_log_normalizer(key: Any, config: FinetuneRun, problem: Problem) -> 
     A guess that is off by a nat is a residual of a nat on every path, which teaches the model to avoid all of them
     until log Z has been learned.
     """
-    shape = (problem.num_conditions,) if problem.num_conditions else ()
+    shape = (problem.num_classes,) if problem.num_classes else ()
     if config.normalizer == "batch":
         return jnp.zeros(shape)
     paths = sample_paths(key, config, problem, problem.posterior, count=config.normalizer_paths)
@@ -141,7 +152,7 @@ def make_loss(config: FinetuneRun, problem: Problem) -> Any:
     from ..training import trajectory_balance_loss
 
     normalizer: Any = config.normalizer
-    if normalizer == "learned" and problem.num_conditions:
+    if normalizer == "learned" and problem.num_classes:
         normalizer = _of_condition
     return trajectory_balance_loss(
         problem.posterior,
@@ -150,6 +161,7 @@ def make_loss(config: FinetuneRun, problem: Problem) -> Any:
         problem.log_reward,
         sources={str(name): share for name, share in config.sources.items()},
         normalizer=normalizer,
+        paths_per_condition=config.paths_per_condition,
         inflation=config.inflation,
         turn=config.turn,
         bound=np.inf if config.bound is None else config.bound,
@@ -192,7 +204,7 @@ def evaluations(config: FinetuneRun, problem: Problem) -> dict[str, int]:
     turn = max(1, round(config.turn * steps))
     lengths = [2 * turn if name == "back_and_forth" else steps for name in config.sources]
     found = {"training": round(settings.num_steps * settings.batch_size * float(shares @ lengths))}
-    if needs_clean_data(config) and getattr(config.problem, "data", None) is None:
+    if needs_clean_data(config) and not problem.brings_data:
         renewals = 1 + -(-settings.num_steps // config.buffer.renew_every)
         found["buffer"] = renewals * config.buffer.size * steps
     return found
@@ -216,6 +228,8 @@ def sample_paths(
     @jax.jit
     def some(key: Any, model: rj.DiffusionModel, condition: Any, x: Any) -> Any:
         given: dict[str, Any] = {"num_paths": size} if x is None else {"x": x}
+        if problem.prior_takes_condition:
+            given["prior_condition"] = condition
         return trajectory_balance_residual(
             key, model, problem.prior, problem.times, problem.log_reward, condition=condition, **given
         )
@@ -227,7 +241,7 @@ def sample_paths(
         if exact and x is None:
             return None
         rows = np.arange(i * size, (i + 1) * size)
-        condition = problem.conditions(rows[-1] + 1)
+        condition = problem.test_conditions(rows[-1] + 1)
         parts.append(jax.device_get(some(key_paths, model, None if condition is None else condition[rows], x)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
 
@@ -238,8 +252,13 @@ def describe(problem: Problem, paths: Any, noised: Any, condition: Any) -> dict[
 
     metrics: dict[str, Any] = {"log_reward": float(np.mean(paths.log_reward))}
     metrics |= problem.describe(paths.x, None, None if condition is None else np.asarray(condition))
+    if condition is not None and not problem.num_classes:
+        # Every condition has a log Z of its own, and these are bounds on their mean.
+        log_weights = np.asarray(paths.log_reward - paths.log_ratio, np.float64)
+        error = float(log_weights.std(ddof=1) / np.sqrt(len(log_weights)))
+        return metrics | {"log_normalizer_lower_bound": with_error((float(log_weights.mean()), error))}
     if condition is not None:
-        rows = [np.asarray(condition) == each for each in range(problem.num_conditions)]
+        rows = [np.asarray(condition) == each for each in range(problem.num_classes)]
         found = [_assessed(assess(jax.tree.map(lambda leaf, row=row: leaf[row], paths)), row.sum()) for row in rows]
         return metrics | {name: [each[name] for each in found] for name in found[0]}
     metrics |= _assessed(assess(paths, noised), len(paths.x))
@@ -263,8 +282,8 @@ def steer(key: Any, config: FinetuneRun, problem: Problem, model: rj.DiffusionMo
     # Weights before are those of the prior's law at t over the tuned model's, and resampling by them would undo it.
     first = max(1, round(config.resampling_share * (len(problem.times) - 1)))
     window = (float(problem.times[0]), float(problem.times[first]))
-    for i in range(max(1, problem.num_conditions)):
-        condition = jnp.int32(i) if problem.num_conditions else None
+    conditions = problem.steered_conditions()
+    for i, condition in enumerate(conditions):
         each = model if condition is None else model.with_condition(condition)
         result = rj.steer(
             jax.random.fold_in(key, i),
@@ -288,14 +307,14 @@ def steer(key: Any, config: FinetuneRun, problem: Problem, model: rj.DiffusionMo
                 "smallest_effective_sample_share": float(np.min(result.info.ess) / result.log_weights.shape[-1]),
                 "resamplings": float(np.mean(result.info.num_resamplings)),
             }
-            | problem.describe(x, log_weights, None if condition is None else i)
+            | problem.describe(x, log_weights, None if condition is None else np.stack([condition] * len(x)))
         )
         shares = np.exp(log_weights - log_weights.max())
         draws = np.random.default_rng(0).choice(len(x), 2000 if condition is None else 20, p=shares / shares.sum())
         samples.append(x[draws])
     # Conditions in turn, as they are in what the tuned model makes.
     pool = np.stack(samples, axis=1).reshape(-1, *problem.prior.shape)
-    return (found if problem.num_conditions else found[0]), pool
+    return (found[0] if conditions[0] is None else found), pool
 
 
 def with_error(pair: tuple[float, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What `rnejax finetune` tunes: 25 modes of which nine stay, or a model that is there, under a reward."""
+"""A stored model under a reward; where the reward is that of each class, the condition is the class."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import numpy as np
 
 import rnejax as rj
 
-from .. import plot
-from ..config import ClassReward, ConfigError, EachClassReward, FinetuneRun, Modes, Pretrained
-from ..persistence import stored_network
-from ..systems.modes import ModeSelection, mode_selection
-from .build import (
+from ... import plot
+from ...config import ClassReward, ConfigError, EachClassReward, FinetuneRun, Pretrained
+from ...persistence import stored_network
+from ..build import (
     build_reward,
     check_classes,
     check_reward,
@@ -28,141 +27,9 @@ from .build import (
     make_times,
     with_condition,
 )
-from .folder import RunFolder
-from .tokens import diversity_of_tokens, kind_of, show
-
-NUM_CALIBRATION = 5000  # draws from the mixture, whose law is no matter of chance
-
-
-@dataclass
-class Problem:
-    """A prior, a reward, and the model that is to become the posterior.
-
-    Attributes:
-      config: what all of it comes from.
-      prior: the model as it was.
-      posterior: the model that is tuned, with its weights to begin with.
-      log_reward: of one example, in nats; and of its condition where there are conditions.
-      times: of the paths.
-      log_normalizer: log Z, where it is known.
-    """
-
-    config: FinetuneRun
-    prior: rj.DiffusionModel
-    posterior: rj.DiffusionModel
-    log_reward: Callable[..., Any]
-    times: np.ndarray
-    log_normalizer: float | None = None
-
-    num_conditions = 0
-
-    def conditions(self, count: int) -> Any:
-        """One for each of so many paths, in turn; None where there are none."""
-        return None
-
-    def data(self, key: Any) -> Any:
-        """Examples that noised paths begin with; None where they are to come from a buffer."""
-        return None
-
-    def exact(self, key: Any, count: int) -> Any:
-        """Draws from the posterior itself; None where there are none."""
-        return None
-
-    def target(self, condition: Any = None) -> Any:
-        """What `rnejax.steer` is given: the posterior as a target, at its full strength all the way.
-
-        A tuned model knows where its paths go: what is left to weigh shows at the end, where the reward of the denoised
-        state is that of the sample.
-        """
-        reward = self.log_reward if condition is None else jax.tree_util.Partial(_under, self.log_reward, condition)
-        return rj.tilt(self.prior, reward, gradient=False, schedule=_full_strength)
-
-    def describe(self, x: np.ndarray, log_weights: np.ndarray | None, condition: Any) -> dict[str, Any]:
-        """Numbers of samples, weighted or not."""
-        return {}
-
-    def draw(self, folder: RunFolder, x: np.ndarray, condition: Any, corrected: np.ndarray | None) -> None:
-        """Pictures of samples, and of what the weights of steered ones have made of them."""
-
-    def save(self, folder: RunFolder, weights: Any) -> None:
-        """The tuned model as a file, where it has a form in one."""
-
-
-def build_problem(config: FinetuneRun) -> Problem:
-    """What a configuration asks for.
-
-    Raises:
-      ConfigError: for models, rewards or grids that cannot be.
-    """
-    return build_modes(config, config.problem) if isinstance(config.problem, Modes) else build_pretrained(config)
-
-
-# --------------------------------------------------------------------------------------------------- 25 modes, and nine
-
-
-@dataclass
-class ModesProblem(Problem):
-    """A problem of which everything is known."""
-
-    modes: ModeSelection | None = None
-
-    def exact(self, key: Any, count: int) -> Any:
-        assert self.modes is not None
-        return jax.vmap(self.modes.posterior.sample)(jax.random.split(key, count))
-
-    def describe(self, x: np.ndarray, log_weights: np.ndarray | None, condition: Any) -> dict[str, Any]:
-        from ..training import mode_coverage
-
-        assert self.modes is not None
-        found = mode_coverage(self.modes.modes(x), self.modes.shares, log_weights)
-        return {
-            "total_variation": found.total_variation,
-            "total_variation_floor": found.floor,
-            "kl_divergence": found.kl_divergence,
-            "modes_found": found.num_found,
-            "modes_expected": found.num_expected,
-            "shares": found.shares,
-        }
-
-    def draw(self, folder: RunFolder, x: np.ndarray, condition: Any, corrected: np.ndarray | None) -> None:
-        assert self.modes is not None
-        count = 2000
-        keys = jax.random.split(jax.random.key(0), count)
-        panels = {
-            "prior": jax.vmap(self.modes.prior.sample)(keys),
-            "posterior": jax.vmap(self.modes.posterior.sample)(keys),
-            "tuned": x[:count],
-        }
-        folder.picture(
-            "samples.png", plot.scatters(panels if corrected is None else panels | {"corrected": corrected[:count]})
-        )
-
-
-def build_modes(config: FinetuneRun, settings: Modes) -> ModesProblem:
-    """The exact model of 25 modes, and a network on top of it."""
-    from ..networks import build, functional
-    from ..training import Guidance, Guided
-
-    modes = mode_selection()
-    try:
-        process = rj.processes.Cosine(t_max=settings.t_max, data_std=modes.prior.std)
-    except ValueError as error:
-        raise ConfigError(f"problem: {error}") from error
-    times = make_times(config.grid, process)
-    prior = modes.prior.model(process, "x0")
-    if config.covariance is None:
-        data = jax.vmap(modes.prior.sample)(jax.random.split(jax.random.key(0), NUM_CALIBRATION))
-        prior = rj.calibrate(jax.random.key(1), prior, times, data=data)
-    else:
-        prior = prior.with_covariance(config.covariance)
-    network = build("mlp", jax.random.key(config.seed), shape=(2,), hidden=settings.hidden, depth=settings.depth)
-    apply, params = functional(network)
-    guided = Guided(prior, apply, None if config.reward_gradient is False else modes.log_reward, trust=config.trust)
-    posterior = guided.model(Guidance(params, jnp.ones(())))
-    return ModesProblem(config, prior, posterior, modes.log_reward, times, 0.0, modes=modes)
-
-
-# ------------------------------------------------------------------------------------------------ a model that is there
+from ..folder import RunFolder
+from ..tokens import diversity_of_tokens, kind_of, show
+from .problem import Problem
 
 
 @dataclass
@@ -176,14 +43,18 @@ class PretrainedProblem(Problem):
     points: Any = None
 
     @property
-    def num_conditions(self) -> int:  # type: ignore[override]
+    def num_classes(self) -> int:  # type: ignore[override]
         return 0 if self.classifier is None else 10
 
+    @property
+    def brings_data(self) -> bool:  # type: ignore[override]
+        return self.points is not None
+
     def conditions(self, count: int) -> Any:
-        return None if self.classifier is None else jnp.arange(count, dtype=jnp.int32) % self.num_conditions
+        return None if self.classifier is None else jnp.arange(count, dtype=jnp.int32) % self.num_classes
 
     def data(self, key: Any) -> Any:
-        from ..training import Examples
+        from ...training import Examples
 
         if self.points is None:
             return None
@@ -198,7 +69,7 @@ class PretrainedProblem(Problem):
         shares = weights / weights.sum()
         if self.prior.process.is_discrete:
             return {"diversity": diversity_of_tokens(x, shares)}
-        from .steer import diversity
+        from ..steer import diversity
 
         found: dict[str, Any] = {"diversity": diversity(x, shares)}
         if self.judge is not None:
@@ -237,13 +108,11 @@ class PretrainedProblem(Problem):
         folder.add("model.safetensors")
 
 
-def build_pretrained(config: FinetuneRun) -> PretrainedProblem:
+def build_pretrained(config: FinetuneRun, settings: Pretrained) -> PretrainedProblem:
     """A stored model whose weights are tuned, or low-rank changes of them."""
-    from ..networks import adapted
-    from ..training import Guidance, Guided, low_rank_model, partial_model
+    from ...networks import adapted
+    from ...training import Guidance, Guided, low_rank_model, partial_model
 
-    settings = config.problem
-    assert isinstance(settings, Pretrained)
     model = load_named(settings.model)
     check_classes(settings.model, settings.condition)
     prior = with_condition(model, settings.condition)
@@ -329,17 +198,9 @@ def forget_classes(params: Any) -> Any:
     return params | {"class_embedding": {"embedding": jnp.broadcast_to(rows[-1], rows.shape)}}
 
 
-def _full_strength(t: float) -> float:
-    return 1.0
-
-
 def _of_class(log_probabilities: Callable[[Any], Any], strength: Any, x: Any, label: Any) -> Any:
     return strength * log_probabilities(x)[label]
 
 
 def _scaled(function: Callable[[Any], Any], strength: Any, x: Any) -> Any:
     return strength * function(x)
-
-
-def _under(function: Callable[[Any, Any], Any], condition: Any, x: Any) -> Any:
-    return function(x, condition)
