@@ -77,12 +77,13 @@ def load_transitions(path: str | os.PathLike[str]) -> Transitions:
         raise FileNotFoundError(f"there is no file {path}: scripts/make_control_data.py makes some")
     try:
         with np.load(path, allow_pickle=False) as file:
-            missing = [name for name in Transitions._fields if name not in file]
-            if missing:
-                raise ValueError(f"{path} holds no {', '.join(missing)}")
-            return check_transitions(Transitions(**{name: file[name] for name in Transitions._fields}))
-    except (OSError, TypeError, zipfile.BadZipFile) as error:
+            arrays = {name: file[name] for name in Transitions._fields if name in file}
+    except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as .npz: {error}") from error
+    missing = [name for name in Transitions._fields if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} holds no {', '.join(missing)}")
+    return check_transitions(Transitions(**arrays))
 
 
 def from_minari(dataset_id: str, *, download: bool = False) -> Transitions:

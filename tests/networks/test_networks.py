@@ -244,3 +244,25 @@ def test_a_stored_network_builds_itself(tmp_path):
 def test_the_unet_of_the_digits_is_small():
     _, params = abstract("unet")
     assert num_weights(params) < 1_000_000  # 4 MB in float32
+
+
+def test_a_vector_as_condition_is_standardised_and_counts():
+    arguments = {"shape": (2,), "hidden": 8, "depth": 1, "condition_size": 3}
+    plain, params = functional(build("mlp", jax.random.key(0), **arguments))
+    params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
+    moved, _ = functional(
+        build("mlp", jax.random.key(0), **arguments, condition_shift=(1.0, 2.0, 3.0), condition_scale=(2.0, 1.0, 0.5))
+    )
+    x, t = jnp.ones((4, 2)), jnp.full(4, 0.5)
+    c = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    found = moved(params, x, t, c * jnp.asarray([2.0, 1.0, 0.5]) + jnp.asarray([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(found, plain(params, x, t, c), rtol=1e-4, atol=1e-5)
+    assert np.abs(plain(params, x, t, c) - plain(params, x, t, c + 1)).max() > 1e-3
+    with pytest.raises(ValueError, match="takes a vector"):
+        plain(params, x, t)
+    with pytest.raises(ValueError, match="condition"):
+        plain(params, x, t, c[:, :2])
+    with pytest.raises(ValueError, match="condition_scale must have 3 numbers"):
+        build("mlp", jax.random.key(0), **arguments, condition_scale=(1.0,))
+    with pytest.raises(ValueError, match="give num_classes or condition_size"):
+        build("mlp", jax.random.key(0), num_classes=3, condition_size=3)
