@@ -85,8 +85,8 @@ def half_cheetah(steps: int, seed: int, iterations: int) -> tuple[Transitions, A
             observations = following
         episode = Transitions(*[np.concatenate(arrays) for arrays in zip(*rows, strict=True)])
         mean, square = mean + episode.observations.sum(axis=0), square + (episode.observations**2).sum(axis=0)
-        count += len(episode)
-        chosen_rows = random.choice(len(episode), max(1, steps // iterations), replace=False)
+        count += len(episode.rewards)
+        chosen_rows = random.choice(len(episode.rewards), max(1, steps // iterations), replace=False)
         kept.append(Transitions(*[array[chosen_rows] for array in episode]))
         plus, minus = totals[:directions], totals[directions:]
         order = np.argsort(-np.maximum(plus, minus))[:best]
@@ -121,7 +121,7 @@ def main() -> None:
         who: float(evaluate(name, policy, num_episodes=20, seed=1000).mean())
         for who, policy in {"random": uniform(name, 1), "best": best}.items()
     }
-    described = {"environment": name, "transitions": len(data), "seed": arguments.seed, "returns": returns}
+    described = {"environment": name, "transitions": len(data.rewards), "seed": arguments.seed, "returns": returns}
     described |= {"mean_reward": float(data.rewards.mean())}
     (arguments.output / f"{arguments.name}.json").write_text(json.dumps(described, indent=1) + "\n")
     print(described)

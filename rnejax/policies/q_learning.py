@@ -121,7 +121,7 @@ def fit_q_function(
 
     def step(carry: Any, index: Array) -> tuple[Any, Array]:
         weights, average, memory = carry
-        rows = jax.random.randint(jax.random.fold_in(key_train, index), (batch_size,), 0, len(data))
+        rows = jax.random.randint(jax.random.fold_in(key_train, index), (batch_size,), 0, len(data.rewards))
         batch = jax.tree.map(lambda leaf: leaf[rows], arrays)
         value, gradient = jax.value_and_grad(loss)(weights, average, batch)
         updates, memory = optimizer.update(gradient, memory)

@@ -28,9 +28,6 @@ class Transitions(NamedTuple):
     next_observations: np.ndarray
     terminals: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.rewards)
-
 
 def check_transitions(data: Transitions) -> Transitions:
     """The same in float32 and bool.
