@@ -83,14 +83,15 @@ def samplers(problem: Any, tuned: Any, reinforced: Any, strength: float) -> dict
         sample = jax.jit(lambda key, model, count: rj.sample(key, model, problem.times, count).x, static_argnums=2)
         return lambda key, label, count: np.asarray(sample(key, model(label), count))
 
-    guided = Guided(problem.prior, log_reward=lambda x, y: problem.classifier(x)[y], trust=1e6)
-    guided_model = guided.model(
-        Guidance(problem.prior.params, jnp.asarray(strength)), condition=jnp.zeros((), jnp.int32)
-    )
+    def log_reward(x: Any, y: Any) -> Any:
+        return problem.classifier(x)[y]
+
+    # A network of zeros: with none, the prior's own would be told the class.
+    guided = Guided(problem.prior, lambda params, x, t, y: 0.0 * x, log_reward, trust=1e6)
+    guided_model = guided.model(Guidance(jnp.zeros(()), jnp.asarray(strength)), condition=jnp.zeros((), jnp.int32))
     told = problem.prior
 
     def with_guidance(label: int) -> Any:
-        # The base is evaluated without a class; the reward has it.
         return guided_model.with_condition(jnp.int32(label))
 
     found: dict[str, tuple[float, Sampler]] = {

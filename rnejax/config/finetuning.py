@@ -134,6 +134,8 @@ class FinetuneRun(Run):
     """what log r counts as where it is less"""
     gradient_steps: PositiveInt | None = None
     """the gradient is of so many steps of each path, drawn at random; null for all"""
+    averaged: bool = False
+    """the gradient of noised paths of numbers is averaged over the last draw of each step: less noise"""
     buffer: Buffer = Buffer()
     """where noised data come from"""
     training: Tuning = Tuning()

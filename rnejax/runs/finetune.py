@@ -167,6 +167,7 @@ def make_loss(config: FinetuneRun, problem: Problem) -> Any:
         bound=np.inf if config.bound is None else config.bound,
         least_log_reward=config.least_log_reward,
         num_steps=config.gradient_steps,
+        averaged=config.averaged,
     )
 
 

@@ -75,6 +75,7 @@ def trajectory_balance_loss(
     bound: float = math.inf,
     least_log_reward: float = -100.0,
     num_steps: int | None = None,
+    averaged: bool = False,
 ) -> Callable[[Array, FineTuned, Any], tuple[Array, dict[str, Array]]]:
     r"""loss(key, FineTuned, batch) -> (residual^2 / 2 of as many paths as the batch has, what to report), for `fit`.
 
@@ -90,7 +91,7 @@ def trajectory_balance_loss(
 
     Args:
       posterior: the model to be tuned; its weights are replaced by those of `FineTuned`.
-      prior, times, log_reward, num_steps: as for `trajectory_balance_residual`.
+      prior, times, log_reward, num_steps, averaged: as for `trajectory_balance_residual`.
       sources: shares of the batch, by name; they are made to sum to one.
       normalizer: "learned", log Z as a weight of its own; a function (weights, condition) -> log Z of one condition,
         such as ``lambda table, label: table[label]``; or "batch", VarGrad: what the batch's paths of the same
@@ -158,7 +159,7 @@ def trajectory_balance_loss(
                 differences, _ = back_and_forth_residual(key_source, model, prior, part, reward, some.x, **options)
                 continue
             if name == "noised":
-                options["x"] = some.x
+                options |= {"x": some.x, "averaged": averaged}
             else:
                 options |= {"num_paths": count, "inflation": inflation if name == "inflated" else 1.0}
             made = trajectory_balance_residual(key_source, model, prior, times, reward, **options)

@@ -20,6 +20,7 @@ from ..density import check_points
 from ..increments import transitions
 from ..kernels import Array, log_ratio
 from ..model import DiffusionModel
+from ..processes import GaussianProcess
 from ..smc import CompensatedSum
 
 
@@ -35,6 +36,7 @@ from ..smc import CompensatedSum
         "chosen",
         "conditions",
         "prior_conditions",
+        "bridges",
     ],
     meta_fields=["towards_noise"],
 )
@@ -50,6 +52,8 @@ class Walk:
       inflation: factors on the variance of the kernels that paths are drawn from, (n,), or None.
       chosen: the steps that the gradient is of, (k,), or None for all.
       conditions, prior_conditions: of the two models, with a leading axis of paths; None for their own.
+      bridges: of every step from t to s, (c_0, c_t) with E[x_s | x_t, start] = c_0 start + c_t x_t under the noise,
+        where the gradient is that of x_s there; None for that of x_s where it is.
       towards_noise: whether paths go up by the noising kernels.
     """
 
@@ -62,6 +66,7 @@ class Walk:
     chosen: Array | None
     conditions: Any
     prior_conditions: Any
+    bridges: Any
     towards_noise: bool
 
 
@@ -77,6 +82,7 @@ def make_walk(
     start: Array | None = None,
     conditions: Any = None,
     prior_conditions: Any = None,
+    averaged: bool = False,
 ) -> Walk:
     key_start, key_steps, key_chosen = jax.random.split(key, 3)
     count = len(times) - 1
@@ -101,8 +107,28 @@ def make_walk(
         chosen=chosen,
         conditions=conditions,
         prior_conditions=prior_conditions,
+        bridges=_bridges(prior.process, times) if averaged and x is not None else None,
         towards_noise=x is not None,
     )
+
+
+def _bridges(process: Any, times: np.ndarray) -> tuple[Array, Array]:
+    """What noise makes of the start, on the way back: E[x_s | x_t, x_{t_min}] = c_0 x_{t_min} + c_t x_t of every step.
+
+    With x_s = a x_{t_min} + N(0, v) and x_t = b x_s + N(0, w): c_0 = a w / (w + b^2 v) and c_t = b v / (w + b^2 v).
+
+    Raises:
+      ValueError: for a process whose noise is no number.
+    """
+    if not isinstance(process, GaussianProcess):
+        raise ValueError(f"gradients are averaged over draws of scalar Gaussian noise, and not of {process}")
+    alpha, sigma = (np.asarray(each(times), np.float64) for each in (process.alpha, process.sigma))
+    decay, variance = alpha / alpha[0], np.maximum(sigma**2 - (alpha / alpha[0] * sigma[0]) ** 2, 0.0)
+    a, v = decay[:-1], variance[:-1]
+    b = alpha[1:] / alpha[:-1]
+    w = np.maximum(sigma[1:] ** 2 - (b * sigma[:-1]) ** 2, 0.0)
+    total = w + b**2 * v
+    return jnp.asarray(a * w / total, float), jnp.asarray(b * v / total, float)
 
 
 def _inflation(inflation: Any, prior: DiffusionModel, num_paths: int) -> Array | None:
@@ -117,14 +143,31 @@ def _inflation(inflation: Any, prior: DiffusionModel, num_paths: int) -> Array |
     return jnp.broadcast_to(factors, (num_paths,))
 
 
-def _step(params: Any, walk: Walk, index: Array, step: Any, x: Array) -> tuple[Array, tuple[Array, Array]]:
-    """log K_phi / K of one step of every path, and both its ends (x_t, x_s); one of them is x."""
+def _step(
+    params: Any, walk: Walk, index: Array, step: Any, x: Array, averaged: bool = False
+) -> tuple[Array, tuple[Array, Array]]:
+    """log K_phi / K of one step of every path, and both its ends (x_t, x_s); one of them is x.
+
+    ``averaged``: of what x_s is on average, where the walk knows that.
+    """
     key_model, key_move = jax.random.split(jax.random.fold_in(walk.key, index))
     keys = jax.random.split(key_move, len(x))
     x = jax.lax.stop_gradient(x)
     x_t = jax.vmap(lambda key, x: step.forward(x).sample(key))(keys, x) if walk.towards_noise else x
-    ratios, x_s = _ratios(params, walk, key_model, keys, step, x_t, x if walk.towards_noise else None)
-    return ratios, (x_t, x_s)
+    asked = _averaged(walk, index, x_t, x) if averaged else x
+    ratios, x_s = _ratios(params, walk, key_model, keys, step, x_t, asked if walk.towards_noise else None)
+    return ratios, (x_t, x if walk.towards_noise else x_s)
+
+
+def _averaged(walk: Walk, index: Array, x_t: Array, x_s: Array) -> Array:
+    """Where the log-ratio has the gradient that it has on average over x_s given x_t and the start.
+
+    It is a quadratic of x_s, whose gradient in a kernel's mean is linear in x_s.
+    """
+    if walk.bridges is None:
+        return x_s
+    of_start, of_end = (each[index].astype(x_t.dtype) for each in walk.bridges)
+    return of_start * walk.start + of_end * x_t
 
 
 def _ratios(
@@ -211,7 +254,7 @@ def _backward(saved: Any, cotangents: tuple[Any, Array]) -> tuple[Any, None]:
         def again(carry: Any, this: Any) -> tuple[Any, None]:
             x, gradient = carry
             index, step = this
-            _, pull, ends = jax.vjp(lambda params: _step(params, walk, index, step, x), params, has_aux=True)
+            _, pull, ends = jax.vjp(lambda params: _step(params, walk, index, step, x, True), params, has_aux=True)
             return (ends[0] if walk.towards_noise else ends[1], add(gradient, pull(weights)[0])), None
 
         (_, gradient), _ = jax.lax.scan(again, (walk.start, zeros), (jnp.arange(count), walk.steps))
@@ -222,7 +265,7 @@ def _backward(saved: Any, cotangents: tuple[Any, Array]) -> tuple[Any, None]:
     def one(params: Any, index: Array, step: Any, x_t: Array, x_s: Array) -> Array:
         key_model, key_move = jax.random.split(jax.random.fold_in(walk.key, index))
         keys = jax.random.split(key_move, len(x_t))
-        return _ratios(params, walk, key_model, keys, step, x_t, x_s)[0]
+        return _ratios(params, walk, key_model, keys, step, x_t, _averaged(walk, index, x_t, x_s))[0]
 
     def at_chosen(params: Any) -> Array:
         # All at once, which is why few are chosen: on CPUs XLA has no fast gradient of a convolution inside a loop.

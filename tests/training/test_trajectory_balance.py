@@ -586,3 +586,53 @@ def test_the_loss_takes_the_normaliser_of_its_bound(double_precision):
     assert np.argmin(losses) == 100
     np.testing.assert_allclose(values.mean(), losses[100], rtol=1e-9)
     assert np.mean(values) < optax.huber_loss(paths.residual - paths.residual.mean(), delta=0.3).mean() - 1e-6
+
+
+# ----------------------------------------------------------------------------------------- gradients that are averaged
+
+
+@pytest.mark.parametrize("chosen", [None, 2], ids=["all steps", "some steps"])
+def test_averaged_gradients_have_the_mean_of_plain_ones_and_less_noise(chosen, double_precision):
+    """Over draws of the noise above x, of weights that do not depend on it."""
+    process = PROCESSES[0]
+    prior, posterior = networks(process)
+    times = rj.time_grid(process, 5)
+    x = jnp.asarray([[0.3, 1.0, -2.0], [1.0, 0.0, 0.1]])
+
+    def gradient(key, averaged):
+        walk = make_walk(key, posterior, prior, times, 1, x, 1.0, chosen, averaged=averaged)
+        found = jax.grad(lambda params: path_log_ratio(params, walk)[1] @ jnp.asarray([0.7, -1.3]))(posterior.params)
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(found)])
+
+    keys = jax.random.split(KEY, 4000)
+    plain, averaged = (np.asarray(jax.jit(jax.vmap(partial(gradient, averaged=each)))(keys)) for each in (False, True))
+    error = np.sqrt((plain.var(axis=0) + averaged.var(axis=0)) / len(keys))
+    known = error > 1e-12
+    z = (plain.mean(axis=0) - averaged.mean(axis=0))[known] / error[known]
+    assert np.abs(z).max() < 5  # of some 200 numbers
+    # Of networks that know nothing, most of the noise is that of the states; in 784 dimensions it is the draws'.
+    assert averaged.var(axis=0).sum() < plain.var(axis=0).sum()
+    # The paths themselves are the same.
+    values = [
+        path_log_ratio(posterior.params, make_walk(KEY, posterior, prior, times, 1, x, 1.0, chosen, averaged=each))[1]
+        for each in (False, True)
+    ]
+    np.testing.assert_array_equal(*values)
+
+
+def test_averaged_gradients_vanish_at_the_posterior_and_are_of_scalar_noise(double_precision):
+    process = PROCESSES[0]
+    shift, log_normalizer = exact_answer(process)
+    posterior, prior, times = gaussian(process, shift), gaussian(process), rj.time_grid(process, 6)
+    x = jnp.asarray([[0.3, 1.0, -2.0], [1.0, 0.0, 0.1]])
+
+    def loss(means):
+        model = posterior.with_params(replace_means(posterior.params, means))
+        paths = trajectory_balance_residual(KEY, model, prior, times, log_reward, log_normalizer, x=x, averaged=True)
+        return jnp.sum(paths.residual**2)
+
+    assert np.abs(jax.grad(loss)(posterior.params.means)).max() < 1e-6
+    assert np.abs(jax.grad(loss)(prior.params.means)).max() > 1e-2
+    other = gaussian(PROCESSES[1])
+    with pytest.raises(ValueError, match="averaged over draws of scalar Gaussian noise"):
+        trajectory_balance_residual(KEY, other, other, rj.time_grid(PROCESSES[1], 4), log_reward, x=x, averaged=True)
