@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import rnejax as rj
+from rnejax.checkpoint import load_metadata
 from rnejax.cli import main
 from rnejax.config import FinetuneRun, load_config
 from rnejax.networks import build, functional
@@ -154,6 +155,12 @@ def no_scalar(x):
     return x
 
 
+def write_sample(folder: Path, model: Path) -> str:
+    path = folder / "sample.yaml"
+    path.write_text(f"model: {model}\ngrid: {{num_steps: 3}}\n")
+    return str(path)
+
+
 def stored_mlp(folder: Path) -> str:
     apply, params = functional(build("mlp", jax.random.key(0), shape=(2,), hidden=8, depth=1))
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), params)
@@ -201,6 +208,11 @@ def test_a_stored_model_is_tuned_and_stored_again(tmp_path, kind, overrides):
         before, after = rj.load_model(stored), rj.load_model(tmp_path / "out" / "model.safetensors")
         changes = jax.tree.map(lambda one, other: float(jnp.abs(one - other).max()), before.params, after.params)
         assert max(jax.tree.leaves(changes)) > 0
+        assert "finetuning" in load_metadata(tmp_path / "out" / "model.safetensors")
+        # Nothing else takes the folder from it, and it does not take the folder of its own prior.
+        again = ["sample", write_sample(tmp_path, tmp_path / "out" / "model.safetensors"), "--num_samples", "2"]
+        assert main([*again, "--output", str(tmp_path / "out")]) == 2
+        assert main(["finetune", path, "--output", str(tmp_path)]) == 2
         # What is stored is what the samples are of.
         again = rj.log_density(jax.random.key(0), after, arrays["x"][:3], rj.time_grid(after.process, 4))
         assert np.all(np.isfinite(again.log_density))

@@ -141,7 +141,7 @@ class FinetuneRun(Run):
     training: Tuning = Tuning()
     """how long"""
     covariance: Literal["reference", "hutchinson", "diagonal", "full"] | None = None
-    """of the reverse kernels of prior and posterior; by default calibrated on the prior"""
+    """of the reverse kernels of prior and posterior; by default the stored model's; of the modes calibrated"""
     grid: Grid = Grid(num_steps=30, kind="uniform")
     """the time grid of the paths"""
     num_samples: PositiveInt = 20000

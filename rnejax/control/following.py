@@ -53,6 +53,14 @@ class Follow:
         kernel: Kernel = transition.forward(at_s.x)
         return kernel
 
+    @classmethod
+    def of(cls, proposal: Any) -> Follow | None:
+        """The proposal that follows a model, itself or what draws candidates; None where none is followed."""
+        if isinstance(proposal, cls):
+            return proposal
+        drawn = getattr(proposal, "proposal", None)
+        return drawn if isinstance(drawn, cls) else None
+
     def check(self, process: Process, shape: tuple[int, ...]) -> None:
         """Raises ValueError for the model of another process or shape than the target's."""
         if self.model.process != process or self.model.shape != shape:

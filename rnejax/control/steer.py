@@ -182,10 +182,11 @@ def prepare(
     check_proposal(target, chosen, exponents)
     rewards = tuple(reward.without_schedule() for reward in target.rewards)
     models = target.models
-    if isinstance(chosen, Follow):
-        chosen.check(process, models[0].shape)
+    follow = Follow.of(chosen)
+    if follow is not None:
+        follow.check(process, models[0].shape)
         # Evaluated with the target's models, of which it is none: its exponent is 0.
-        models = (*models, chosen.model)
+        models = (*models, follow.model)
         exponents = np.pad(exponents, ((0, 0), (0, 1)))
         rewards = tuple(replace(reward, gradient=False) for reward in rewards)
     if not is_traced(key, target):
@@ -243,7 +244,7 @@ class SteeringWarning(UserWarning):
 def summarise(result: Any, problem: Steer, bottom: Level, times: np.ndarray) -> Steered:
     """The run in the user's coordinates and without its first iteration, which moves nothing."""
     model = problem.models[0]
-    count = len(problem.models) - isinstance(problem.proposal, Follow)
+    count = len(problem.models) - (Follow.of(problem.proposal) is not None)
     state: Particle = result.state
     x = state.x.reshape(-1, *model.shape)
     excesses = state.excess_log_densities.value.reshape(len(x), -1)[:, :count]

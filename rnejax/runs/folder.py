@@ -98,14 +98,17 @@ class RunFolder:
         os.replace(part, self.path / "metrics.json")
 
     def _check_what_is_there(self, command: str, config: Run) -> None:
-        for key in ("model", "data"):
-            given = getattr(config, key, None)
+        problem = getattr(config, "problem", None)  # of what is fine-tuned
+        inputs = {key: getattr(config, key, None) for key in ("model", "data")}
+        inputs |= {f"problem.{key}": getattr(problem, key, None) for key in ("model", "data")}
+        for key, given in inputs.items():
             file = Path(given if isinstance(given, str) else "")
             if file.is_file() and file.resolve().parent == self.path.resolve():
                 raise ConfigError(
                     f"{key} = {file} lies in output = {self.path}, whose files the run would replace: choose another"
                 )
-        if command != "train" and self._previous().get("command") == "train":
+        before = self._previous().get("command")
+        if before in ("train", "finetune") and command != before:
             raise ConfigError(
                 f"output = {self.path} holds a trained model, which the run would replace: choose another"
             )

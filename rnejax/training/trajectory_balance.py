@@ -84,9 +84,8 @@ def trajectory_balance_residual(
       num_steps: of the gradient: so many steps, drawn at random and counted for all. Unbiased and cheaper; it needs
         the memory of so many steps at once, whatever their number on the path.
       averaged: the gradient of each step of a noised path is that of its log-ratio on average over where the step ends,
-        given where it begins and x, which has the same mean and less noise (of the shipped digits two thirds of the
-        variance are left). The residual stays that of the path, and so does where the gradient vanishes. Scalar
-        Gaussian processes only.
+        given where it begins and x, which has the same mean and less noise. The residual stays that of the path, and so
+        does where the gradient vanishes. Scalar Gaussian processes only.
 
     Costs an evaluation of both models per path and step, and of the gradient's pass another one and its derivative.
 

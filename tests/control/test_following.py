@@ -166,3 +166,19 @@ def test_models_of_something_else_cannot_propose():
     flat = GaussianMixture([[0.0]], 1.0).model(SCALAR)
     with pytest.raises(ValueError, match="only a model of the same process and shape can propose"):
         rj.steer(KEY, rj.tilt(gaussian(SCALAR), reward), times, 8, proposal=flat)
+
+
+def test_candidates_are_drawn_from_the_model_that_is_followed():
+    """One candidate of the exact posterior needs no weight; of any other model, several leave log Z as it is."""
+    times = rj.time_grid(TOKENS, 3, t_max=3.0)
+    expected = np.logaddexp.reduce(TILTED)
+    target = rj.tilt(table(LAW.log_probs), reward_of_tokens, gradient=False, schedule=lambda t: float(t == 0))
+    one = rj.control.Candidates(1, rj.control.Follow(table(TILTED)))
+    exact = rj.steer(KEY, target, times, 64, ess_threshold=0.0, proposal=one, warn=False)
+    np.testing.assert_allclose(exact.log_normalizer, expected, atol=1e-9)
+    np.testing.assert_allclose(exact.log_weights, 0, atol=1e-9)
+    assert exact.log_densities.shape == (64, 1)
+    other = rj.control.Candidates(3, rj.control.Follow(table(0.5 * TILTED)))
+    result = rj.steer(KEY, target, times, 16, 0.5, other, num_groups=400, progress=False, warn=False)
+    ratios = np.exp(np.asarray(result.log_normalizer) - expected)
+    assert abs(ratios.mean() - 1) < 4 * ratios.std() / np.sqrt(400)

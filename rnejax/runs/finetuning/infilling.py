@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +15,12 @@ import numpy as np
 import rnejax as rj
 
 from ...config import ConfigError, FinetuneRun, Infilling
-from ...persistence import stored_network
 from ...systems import text
 from ...systems.language import load_language_model, until_the_end
 from ..build import load_named, make_times
 from ..folder import RunFolder
 from ..tokens import kind_of
-from .problem import Problem, full_strength, under
+from .problem import Problem, full_strength, save_tuned, under
 
 NUM_STEERED = 16  # sentences for which the tuned model proposes
 
@@ -121,14 +121,7 @@ class InfillingProblem(Problem):
     def save(self, folder: RunFolder, weights: Any) -> None:
         """The network for whole sentences, to be used by `rnejax.infill`."""
         assert self.settings is not None
-        model = load_named(self.settings.model).with_params(weights)
-        rj.save_model(
-            folder.path / "model.safetensors",
-            model,
-            network=stored_network(self.settings.model),
-            metadata={"seed": self.config.seed, "settings": self.config.model_dump(mode="json")},
-        )
-        folder.add("model.safetensors")
+        save_tuned(folder, self.config, self.settings.model, load_named(self.settings.model).with_params(weights))
 
 
 def build_infilling(config: FinetuneRun, settings: Infilling) -> InfillingProblem:
@@ -157,6 +150,12 @@ def build_infilling(config: FinetuneRun, settings: Infilling) -> InfillingProble
         return rj.DiffusionModel(process, fn, "logits", shape=(middle,), params=model.params, condition=sentence)
 
     log_reward = RightSide(load_language_model("reward"), settings.strength, left)
+    if importlib.util.find_spec("sacrebleu") is None:  # before, and not after, everything is done
+        raise ConfigError("what is filled in is compared by BLEU: pip install sacrebleu (rnejax's extra 'text')")
+    try:
+        train, test = text.load("train"), text.load(settings.test_split)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"problem: {error}") from error
     return InfillingProblem(
         config,
         of_middle(False),
@@ -164,8 +163,8 @@ def build_infilling(config: FinetuneRun, settings: Infilling) -> InfillingProble
         log_reward,
         times,
         settings=settings,
-        sentences=with_right_side(text.load("train"), left + middle),
-        held_out=with_right_side(text.load(settings.test_split), left + middle),
+        sentences=with_right_side(train, left + middle),
+        held_out=with_right_side(test, left + middle),
     )
 
 

@@ -12,11 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import rnejax as rj
-
 from ... import plot
 from ...config import ClassReward, ConfigError, EachClassReward, FinetuneRun, Pretrained
-from ...persistence import stored_network
 from ..build import (
     build_reward,
     check_classes,
@@ -29,7 +26,7 @@ from ..build import (
 )
 from ..folder import RunFolder
 from ..tokens import diversity_of_tokens, kind_of, show
-from .problem import Problem
+from .problem import Problem, save_tuned
 
 
 @dataclass
@@ -98,14 +95,7 @@ class PretrainedProblem(Problem):
         assert isinstance(settings, Pretrained)
         if self.merge is None:
             return
-        model = self.prior.with_params(self.merge(weights))
-        rj.save_model(
-            folder.path / "model.safetensors",
-            model,
-            network=stored_network(settings.model),
-            metadata={"seed": self.config.seed, "settings": self.config.model_dump(mode="json")},
-        )
-        folder.add("model.safetensors")
+        save_tuned(folder, self.config, settings.model, self.prior.with_params(self.merge(weights)))
 
 
 def build_pretrained(config: FinetuneRun, settings: Pretrained) -> PretrainedProblem:

@@ -13,6 +13,7 @@ import numpy as np
 import rnejax as rj
 
 from ...config import FinetuneRun
+from ...persistence import stored_network, training_data_of
 from ..folder import RunFolder
 
 
@@ -86,3 +87,18 @@ def full_strength(t: float) -> float:
 
 def under(function: Callable[[Any, Any], Any], condition: Any, x: Any) -> Any:
     return function(x, condition)
+
+
+def save_tuned(folder: RunFolder, config: FinetuneRun, name: str, model: rj.DiffusionModel) -> None:
+    """``model.safetensors``: other weights of the stored model ``name``, of the same network and for the same data."""
+    rj.save_model(
+        folder.path / "model.safetensors",
+        model,
+        network=stored_network(name),
+        metadata={
+            "seed": config.seed,
+            "settings": {"data": training_data_of(name)},
+            "finetuning": config.model_dump(mode="json"),
+        },
+    )
+    folder.add("model.safetensors")
