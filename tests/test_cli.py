@@ -401,7 +401,7 @@ def test_diversity_is_the_root_mean_squared_distance_of_two_weighted_draws():
 def test_a_kind_of_device_that_is_not_there_is_told_without_a_traceback(tmp_path):
     # In a process of its own: JAX settles on its devices once.
     config = write(tmp_path, "model: digits\ndevice: {platform: tpu}\n")
-    command = [sys.executable, "-m", "rnejax.cli", "sample", config, "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "rnejax", "sample", config, "--output", str(tmp_path / "out")]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode == 0:
         pytest.skip("there is a TPU here")

@@ -259,7 +259,7 @@ def test_the_network_begins_by_knowing_no_class():
         assert jnp.abs(model.with_condition(jnp.int32(label)).denoise(x, 0.5) - model.denoise(x, 0.5)).max() > 1e-2
 
 
-def test_the_class_of_a_datum_is_drawn_from_the_classifier():
+def test_data_have_the_classifiers_class_and_any_class():
     pytest.importorskip("mlxtend")
     config = load_config(
         FinetuneRun,
@@ -268,11 +268,17 @@ def test_the_class_of_a_datum_is_drawn_from_the_classifier():
     )
     problem = build_problem(config)
     examples = problem.data(jax.random.key(0))
-    said = np.exp(np.asarray(jax.lax.map(problem.classifier, examples.x, batch_size=64), np.float64))
-    counts = np.bincount(examples.condition, minlength=10)
+    n = len(examples.x) // 2
+    np.testing.assert_array_equal(examples.x[:n], examples.x[n:])
+    said = np.exp(np.asarray(jax.lax.map(problem.classifier, examples.x[:n], batch_size=64), np.float64))
+    counts = np.bincount(examples.condition[:n], minlength=10)
     spread = np.sqrt((said * (1 - said)).sum(axis=0))
     assert np.all(np.abs(counts - said.sum(axis=0)) < 4 * spread + 1)
-    assert len(examples.x) == len(examples.condition)
+    assert said[np.arange(n), examples.condition[:n]].mean() > 0.9
+    # And once more with any class, so that it is also told what it is not.
+    counts = np.bincount(examples.condition[n:], minlength=10)
+    assert np.all(np.abs(counts - n / 10) < 4 * np.sqrt(n * 0.09))
+    assert said[np.arange(n), examples.condition[n:]].mean() < 0.2
 
 
 @pytest.mark.parametrize(

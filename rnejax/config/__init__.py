@@ -7,7 +7,7 @@ in `rnejax.runs` turn them into the arguments of the library's functions.
 """
 
 from .basics import Device, Grid, ModelRun, Run, Section
-from .finetuning import EachClassReward, FinetuneRun, Infilling, Modes, Pretrained
+from .finetuning import EachClassReward, FinetuneRun, Infilling, Modes, Policy, Pretrained
 from .molecules import MoleculeComparison
 from .reading import ConfigError, describe_keys, dump_config, find_config, load_config, parse_overrides, shipped_configs
 from .regimes import MixtureStudy, ModelStudy, RegimesRun, TrainedStudy
@@ -48,6 +48,7 @@ __all__ = [
     "MoleculeComparison",
     "MoleculeData",
     "Plain",
+    "Policy",
     "Pretrained",
     "Product",
     "PromptReward",

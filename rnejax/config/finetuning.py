@@ -69,6 +69,24 @@ class Infilling(Section):
     """where the sentences come from that are looked at in the end"""
 
 
+class Policy(Section):
+    """A policy cloned from logged data, towards exp((Q - V) / temperature): offline reinforcement learning."""
+
+    kind: Literal["policy"]
+    model: str
+    """the cloned policy: a model of actions whose condition is the observation; scripts/train_policies.py makes some"""
+    q_function: str
+    """a file of rnejax.policies.save_q_function"""
+    data: str
+    """an .npz file of transitions, whose observations are learned from, or minari: and the name of a data set"""
+    temperature: Positive = 1.0
+    """in units of reward: log r = (Q - V) / temperature"""
+    environment: str | None = None
+    """the name of a gymnasium environment, in which policies are tried in the end"""
+    num_episodes: PositiveInt = 20
+    """of each policy"""
+
+
 class Buffer(Section):
     """Clean data for paths that begin with some: chains that follow the posterior, by samples of the tuned model."""
 
@@ -108,7 +126,7 @@ class Tuning(Section):
 class FinetuneRun(Run):
     """rnejax finetune: a model into its own posterior p(x) r(x) / Z, by relative trajectory balance."""
 
-    problem: Annotated[Modes | Pretrained | Infilling, Field(discriminator="kind")]
+    problem: Annotated[Modes | Pretrained | Infilling | Policy, Field(discriminator="kind")]
     """the prior, the reward, and the network"""
     sources: dict[Source, Positive] = {"generated": 1.0}  # noqa: RUF012 - pydantic copies it
     """shares of the paths of a batch: the model's own, those with inflated noise, noised data of the buffer, and there

@@ -6,7 +6,7 @@ exp(Q / temperature) a reward: relative trajectory balance (`rnejax.training`) m
 
 from .diffusion_policy import act, clone, policy_model
 from .environments import collect, evaluate
-from .q_learning import QFunction, fit_q_function
+from .q_learning import QFunction, fit_q_function, load_q_function, save_q_function
 from .transitions import Transitions, from_minari, load_transitions, save_transitions
 
 __all__ = [
@@ -18,7 +18,9 @@ __all__ = [
     "evaluate",
     "fit_q_function",
     "from_minari",
+    "load_q_function",
     "load_transitions",
     "policy_model",
+    "save_q_function",
     "save_transitions",
 ]

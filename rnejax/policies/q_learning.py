@@ -8,6 +8,8 @@ Source: Kostrikov et al. 2021 (arXiv 2110.06169).
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ..checkpoint import CheckpointError, load_arrays, save_arrays
 from ..checks import check_count, check_key, check_number
 from ..kernels import Array
 from .transitions import Transitions, check_transitions
@@ -47,6 +50,10 @@ class QFunction(NamedTuple):
     def value(self, observation: Array) -> Array:
         """V(s), in units of reward."""
         return self.unit * _network(self.weights["v"], self.seen(observation))
+
+    def advantage(self, observation: Array, action: Array) -> Array:
+        """Q(s, a) - V(s), in units of reward."""
+        return self(observation, action) - self.value(observation)
 
     def seen(self, observation: Array) -> Array:
         return (observation - self.shift) / self.scale
@@ -136,6 +143,35 @@ def fit_q_function(
     if not bool(jnp.isfinite(value[-1])):
         raise FloatingPointError(f"implicit Q-learning ended with a loss of {float(value[-1])}: lower learning_rate")
     return QFunction(carry[0], jnp.asarray(shift), jnp.asarray(scale), jnp.asarray(unit, jnp.float32))
+
+
+def save_q_function(
+    path: str | os.PathLike[str], function: QFunction, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write one safetensors file, with ``metadata`` in its header.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    save_arrays(path, function._asdict(), dict(metadata or {}) | {"kind": _KIND})
+
+
+def load_q_function(path: str | os.PathLike[str]) -> QFunction:
+    """Read what `save_q_function` wrote.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      CheckpointError: if it is none of a Q-function.
+    """
+    arrays, header = load_arrays(path)
+    if header.get("kind") != _KIND:
+        raise CheckpointError(f"{path} holds no Q-function of rnejax.policies")
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    weights = {name: [layers[str(i)] for i in range(len(layers))] for name, layers in arrays.pop("weights").items()}
+    return QFunction(weights, **arrays)
+
+
+_KIND = "q_function"
 
 
 def _initial(key: Array, inputs: int, hidden: int) -> list[dict[str, Array]]:

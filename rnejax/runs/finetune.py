@@ -52,6 +52,8 @@ def run(config: FinetuneRun, output: Output) -> None:
     arrays = {"x": paths.x, "log_ratio": paths.log_ratio, "log_reward": paths.log_reward}
     folder.arrays("samples.npz", **arrays | ({} if condition is None else {"condition": condition}))
     folder.record(tuned=describe(problem, paths, noised, condition))
+    with folder.timed("seconds_outcomes"):
+        folder.record(**problem.outcomes(model))
     corrected = None
     if config.num_particles is not None:
         with folder.timed("seconds_steering"):

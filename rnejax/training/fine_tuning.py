@@ -104,7 +104,8 @@ def trajectory_balance_loss(
       least_log_reward: what log r counts as where it is less: a reward of zero teaches avoidance, and no infinity.
 
     The report has ``log_reward`` and ``residual`` (means), ``squared_residual``, ``beyond_bound``, and
-    ``log_normalizer`` (the batch's estimate, over paths generated without inflation if there are any).
+    ``log_normalizer`` (the batch's estimate, over paths generated without inflation if there are any), and
+    ``least_reward``, the share of paths whose log r counts as ``least_log_reward``.
 
     Raises:
       ValueError: for unknown or no sources, a negative share, an unknown normalizer, a bound or an inflation that is
@@ -180,6 +181,7 @@ def trajectory_balance_loss(
             "residual": jnp.mean(residual),
             "squared_residual": jnp.mean(residual**2),
             "beyond_bound": jnp.mean(jnp.abs(residual) > bound),
+            "least_reward": jnp.mean(rewards <= least_log_reward),
         }
         values = optax.huber_loss(residual, delta=bound) if math.isfinite(bound) else 0.5 * residual**2
         return values, {name: jnp.broadcast_to(value, values.shape) for name, value in report.items()}

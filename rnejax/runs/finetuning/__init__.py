@@ -1,10 +1,11 @@
-"""What `rnejax finetune` tunes: 25 modes of which nine stay, a model that is there, or the middle of sentences."""
+"""What `rnejax finetune` tunes: 25 modes of which nine stay, a stored model, the middle of sentences, or a policy."""
 
 from __future__ import annotations
 
-from ...config import FinetuneRun, Infilling, Modes
+from ...config import FinetuneRun, Infilling, Modes, Policy
 from .infilling import build_infilling
 from .modes import build_modes
+from .policy import build_policy
 from .pretrained import build_pretrained
 from .problem import Problem
 
@@ -21,4 +22,6 @@ def build_problem(config: FinetuneRun) -> Problem:
         return build_modes(config, config.problem)
     if isinstance(config.problem, Infilling):
         return build_infilling(config, config.problem)
+    if isinstance(config.problem, Policy):
+        return build_policy(config, config.problem)
     return build_pretrained(config, config.problem)

@@ -20,7 +20,7 @@ from ...systems.language import load_language_model, until_the_end
 from ..build import load_named, make_times
 from ..folder import RunFolder
 from ..tokens import kind_of
-from .problem import Problem, full_strength, save_tuned, under
+from .problem import Problem, save_tuned
 
 NUM_STEERED = 16  # sentences for which the tuned model proposes
 
@@ -100,10 +100,6 @@ class InfillingProblem(Problem):
         left, end = self.settings.left, self.settings.left + self.settings.middle
         sentences = jnp.asarray(self.sentences)
         return Examples(sentences[:, left:end], sentences, sentences)
-
-    def target(self, condition: Any = None) -> Any:
-        reward = jax.tree_util.Partial(under, self.log_reward, condition)
-        return rj.tilt(self.prior.with_condition(condition), reward, gradient=False, schedule=full_strength)
 
     def describe(self, x: np.ndarray, log_weights: np.ndarray | None, condition: Any) -> dict[str, Any]:
         assert self.settings is not None

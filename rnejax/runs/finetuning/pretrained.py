@@ -57,9 +57,15 @@ class PretrainedProblem(Problem):
             return None
         if self.classifier is None:
             return Examples(self.points)
-        # A class by the reward's own probabilities: of these pairs x is the prior's data, and y given x the reward's.
+        # Every image twice. With a class by the reward's own probabilities: of these pairs x is the prior's data, and y
+        # given x the reward's. And with any class: paths that are to become less likely, without which whatever makes
+        # data more likely than the prior does, of all classes alike, lowers the loss.
         said = jax.lax.map(self.classifier, self.points, batch_size=64)
-        return Examples(self.points, jax.random.categorical(key, said).astype(jnp.int32))
+        key_right, key_any = jax.random.split(key)
+        right = jax.random.categorical(key_right, said)
+        anything = jax.random.randint(key_any, right.shape, 0, self.num_classes)
+        both = jnp.concatenate([right, anything]).astype(jnp.int32)
+        return Examples(jnp.concatenate([self.points, self.points]), both)
 
     def describe(self, x: np.ndarray, log_weights: np.ndarray | None, condition: Any) -> dict[str, Any]:
         weights = np.ones(len(x)) if log_weights is None else np.exp(log_weights - log_weights.max())

@@ -68,10 +68,15 @@ class Problem:
         state is that of the sample.
         """
         reward = self.log_reward if condition is None else jax.tree_util.Partial(under, self.log_reward, condition)
-        return rj.tilt(self.prior, reward, gradient=False, schedule=full_strength)
+        prior = self.prior.with_condition(condition) if self.prior_takes_condition else self.prior
+        return rj.tilt(prior, reward, gradient=False, schedule=full_strength)
 
     def describe(self, x: np.ndarray, log_weights: np.ndarray | None, condition: Any) -> dict[str, Any]:
         """Numbers of samples, weighted or not."""
+        return {}
+
+    def outcomes(self, model: rj.DiffusionModel) -> dict[str, Any]:
+        """What comes of the tuned model where it is used."""
         return {}
 
     def draw(self, folder: RunFolder, x: np.ndarray, condition: Any, corrected: np.ndarray | None) -> None:
