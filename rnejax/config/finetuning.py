@@ -50,7 +50,13 @@ class Pretrained(Section):
     """tune these parts of the network alone, by their names in model.safetensors, such as class_embedding"""
     data: str | None = None
     """what noised paths begin with instead of the buffer: digits_train, digits_validation, digits_test, or an .npz file
-    with an array x; where the condition is a class, each has one by the classifier's probabilities"""
+    with an array x; where the condition is a class, each is there with one by the classifier's probabilities, and with
+    any"""
+    prior_samples: PositiveInt | None = None
+    """so many samples of the model as it was are added to these data: where it goes wrong, it must be told so, too"""
+    above: Real | None = None
+    """classes count at larger times only, where they are decided, and up to this one the model stays what it was; with
+    parts: [class_embedding]"""
 
 
 class Infilling(Section):

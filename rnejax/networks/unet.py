@@ -45,6 +45,8 @@ class UNet(nnx.Module):
         dropout_rate: in the residual blocks below the full resolution, active only if a key is given.
         time_scale: the coordinate in which t is embedded, see `layers.noise_coordinate`: "logit" for processes on
             [0, 1], "log" for t = sigma.
+        classes_above: labels count at larger times only; up to this one the network is that of "no class". For labels
+            that are taught to a network later, where they have long been decided by then.
         rngs: source of the initial weights.
     """
 
@@ -58,6 +60,7 @@ class UNet(nnx.Module):
         wavelengths: tuple[float, ...] = (1 / 32, 1 / 64, 1 / 128),
         dropout_rate: float = 0.1,
         time_scale: str = "logit",
+        classes_above: float | None = None,
         rngs: nnx.Rngs,
     ):
         if len(channels) < 2:
@@ -70,6 +73,7 @@ class UNet(nnx.Module):
         self.image_shape = image_shape
         self.num_classes = num_classes
         self.wavelengths = wavelengths
+        self.classes_above = classes_above
         self.noise_embedding = NoiseEmbedding(embedding, time_scale, rngs=rngs)
         self.class_embedding = nnx.Embed(num_classes + 1, embedding, rngs=rngs)
         self.fuse = nnx.Linear(embedding, embedding, rngs=rngs)
@@ -115,6 +119,8 @@ class UNet(nnx.Module):
         """
         check_last_axes("x", x.shape, self.image_shape)
         num_blocks = len(self.down) + len(self.up) + 2
+        if self.classes_above is not None:
+            label = jnp.where(jnp.asarray(t) > self.classes_above, label, self.null_label)
         keys = iter([None] * num_blocks if key is None else jax.random.split(key, num_blocks))
         e = nnx.silu(
             self.fuse(nnx.silu(self.noise_embedding(t) + self.class_embedding(_within(label, self.num_classes))))

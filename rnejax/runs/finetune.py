@@ -170,6 +170,7 @@ def make_loss(config: FinetuneRun, problem: Problem) -> Any:
         least_log_reward=config.least_log_reward,
         num_steps=config.gradient_steps,
         averaged=config.averaged,
+        above=problem.above,
     )
 
 

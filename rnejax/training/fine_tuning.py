@@ -76,6 +76,7 @@ def trajectory_balance_loss(
     least_log_reward: float = -100.0,
     num_steps: int | None = None,
     averaged: bool = False,
+    above: float | None = None,
 ) -> Callable[[Array, FineTuned, Any], tuple[Array, dict[str, Array]]]:
     r"""loss(key, FineTuned, batch) -> (residual^2 / 2 of as many paths as the batch has, what to report), for `fit`.
 
@@ -91,7 +92,7 @@ def trajectory_balance_loss(
 
     Args:
       posterior: the model to be tuned; its weights are replaced by those of `FineTuned`.
-      prior, times, log_reward, num_steps, averaged: as for `trajectory_balance_residual`.
+      prior, times, log_reward, num_steps, averaged, above: as for `trajectory_balance_residual`.
       sources: shares of the batch, by name; they are made to sum to one.
       normalizer: "learned", log Z as a weight of its own; a function (weights, condition) -> log Z of one condition,
         such as ``lambda table, label: table[label]``; or "batch", VarGrad: what the batch's paths of the same
@@ -160,7 +161,7 @@ def trajectory_balance_loss(
                 differences, _ = back_and_forth_residual(key_source, model, prior, part, reward, some.x, **options)
                 continue
             if name == "noised":
-                options |= {"x": some.x, "averaged": averaged}
+                options |= {"x": some.x, "averaged": averaged, "above": above}
             else:
                 options |= {"num_paths": count, "inflation": inflation if name == "inflated" else 1.0}
             made = trajectory_balance_residual(key_source, model, prior, times, reward, **options)

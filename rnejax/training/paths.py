@@ -32,6 +32,7 @@ from ..smc import CompensatedSum
         "prior",
         "steps",
         "start",
+        "origin",
         "inflation",
         "chosen",
         "conditions",
@@ -49,10 +50,11 @@ class Walk:
       posterior, prior: the models.
       steps: stacked, in order of execution.
       start: states in the network's coordinates, (n, *shape).
+      origin: clean data that noise has made ``start`` of, where it has; None where paths are generated.
       inflation: factors on the variance of the kernels that paths are drawn from, (n,), or None.
       chosen: the steps that the gradient is of, (k,), or None for all.
       conditions, prior_conditions: of the two models, with a leading axis of paths; None for their own.
-      bridges: of every step from t to s, (c_0, c_t) with E[x_s | x_t, start] = c_0 start + c_t x_t under the noise,
+      bridges: of every step from t to s, (c_0, c_t) with E[x_s | x_t, origin] = c_0 origin + c_t x_t under the noise,
         where the gradient is that of x_s there; None for that of x_s where it is.
       towards_noise: whether paths go up by the noising kernels.
     """
@@ -62,6 +64,7 @@ class Walk:
     prior: DiffusionModel
     steps: Any
     start: Array
+    origin: Array | None
     inflation: Array | None
     chosen: Array | None
     conditions: Any
@@ -83,17 +86,24 @@ def make_walk(
     conditions: Any = None,
     prior_conditions: Any = None,
     averaged: bool = False,
+    above: float | None = None,
 ) -> Walk:
     key_start, key_steps, key_chosen = jax.random.split(key, 3)
-    count = len(times) - 1
+    first = 0
+    origin = None
     if x is not None:
-        start = jax.vmap(prior.transform.to_model)(check_points(prior, x, times))
+        origin = start = jax.vmap(prior.transform.to_model)(check_points(prior, x, times))
         factors = None
+        first = _first_step(times, above)
+        start = _noised(key_start, prior.process, times[: first + 1], start)
     else:
         if start is None:
             law = prior.prior_at(prior.process.level(times[-1]))
             start = jax.vmap(law.sample)(jax.random.split(key_start, num_paths))
         factors = _inflation(inflation, prior, num_paths)
+    bridges = _bridges(prior.process, times) if averaged and x is not None else None
+    times = times[first:]
+    count = len(times) - 1
     chosen = None
     if num_steps is not None and check_count("num_steps", num_steps) < count:
         chosen = jax.random.choice(key_chosen, count, (num_steps,), replace=False)
@@ -103,13 +113,38 @@ def make_walk(
         prior=prior,
         steps=transitions(prior.process, times, towards_noise=x is not None),
         start=jax.lax.stop_gradient(start),
+        origin=jax.lax.stop_gradient(origin),
         inflation=factors,
         chosen=chosen,
         conditions=conditions,
         prior_conditions=prior_conditions,
-        bridges=_bridges(prior.process, times) if averaged and x is not None else None,
+        bridges=jax.tree.map(lambda each: each[first:], bridges),
         towards_noise=x is not None,
     )
+
+
+def _first_step(times: np.ndarray, above: float | None) -> int:
+    """How many steps there are at whose upper end, where models are asked, the time is not above ``above``."""
+    if above is None:
+        return 0
+    first = int(np.sum(times[1:] <= check_number("above", above)))
+    if first == len(times) - 1:
+        raise ValueError(f"above must be below the largest time, {times[-1]:g}: got {above}")
+    return first
+
+
+def _noised(key: Array, process: Any, times: np.ndarray, x: Array) -> Array:
+    """Where noise takes states from the first to the last of some times; no model is asked."""
+    if len(times) == 1:
+        return x
+
+    def move(x: Array, this: Any) -> tuple[Array, None]:
+        key, step = this
+        return jax.vmap(lambda key, x: step.forward(x).sample(key))(jax.random.split(key, len(x)), x), None
+
+    keys = jax.random.split(key, len(times) - 1)
+    moved, _ = jax.lax.scan(move, x, (keys, transitions(process, times, towards_noise=True)))
+    return moved
 
 
 def _bridges(process: Any, times: np.ndarray) -> tuple[Array, Array]:
@@ -167,7 +202,7 @@ def _averaged(walk: Walk, index: Array, x_t: Array, x_s: Array) -> Array:
     if walk.bridges is None:
         return x_s
     of_start, of_end = (each[index].astype(x_t.dtype) for each in walk.bridges)
-    return of_start * walk.start + of_end * x_t
+    return of_start * walk.origin + of_end * x_t
 
 
 def _ratios(

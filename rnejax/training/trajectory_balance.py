@@ -62,6 +62,7 @@ def trajectory_balance_residual(
     inflation: Any = 1.0,
     num_steps: int | None = None,
     averaged: bool = False,
+    above: float | None = None,
 ) -> Trajectories:
     """Residuals of relative trajectory balance, differentiable in the weights of ``posterior`` and in log Z.
 
@@ -86,6 +87,8 @@ def trajectory_balance_residual(
       averaged: the gradient of each step of a noised path is that of its log-ratio on average over where the step ends,
         given where it begins and x, which has the same mean and less noise. The residual stays that of the path, and so
         does where the gradient vanishes. Scalar Gaussian processes only.
+      above: for a posterior that is the prior at times up to this one, such as a network whose classes count above it
+        only: there all ratios are 1, and noised paths leap over these steps. It is not checked.
 
     Costs an evaluation of both models per path and step, and of the gradient's pass another one and its derivative.
 
@@ -98,9 +101,11 @@ def trajectory_balance_residual(
     warn_of_signal(prior, times)
     num_paths = check_count("num_paths", num_paths)
     conditions = _check_conditions(posterior, prior, condition, prior_condition, num_paths if x is None else len(x))
-    walk = make_walk(key, posterior, prior, times, num_paths, x, inflation, num_steps, None, *conditions, averaged)
+    walk = make_walk(
+        key, posterior, prior, times, num_paths, x, inflation, num_steps, None, *conditions, averaged, above
+    )
     end, ratio = path_log_ratio(posterior.params, walk)
-    state = walk.start if walk.towards_noise else end
+    state = end if walk.origin is None else walk.origin
     return _weighed(prior, state, ratio, log_reward, log_normalizer, condition)
 
 

@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import rnejax as rj
+
 from ... import plot
 from ...config import ClassReward, ConfigError, EachClassReward, FinetuneRun, Pretrained
+from ...persistence import stored_network
 from ..build import (
     build_reward,
     check_classes,
@@ -38,6 +41,8 @@ class PretrainedProblem(Problem):
     classifier: Any = None
     merge: Callable[[Any], Any] | None = None
     points: Any = None
+    prior_samples: int = 0
+    above: float | None = None
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -45,7 +50,7 @@ class PretrainedProblem(Problem):
 
     @property
     def brings_data(self) -> bool:  # type: ignore[override]
-        return self.points is not None
+        return self.points is not None or self.prior_samples > 0
 
     def conditions(self, count: int) -> Any:
         return None if self.classifier is None else jnp.arange(count, dtype=jnp.int32) % self.num_classes
@@ -53,19 +58,31 @@ class PretrainedProblem(Problem):
     def data(self, key: Any) -> Any:
         from ...training import Examples
 
-        if self.points is None:
+        if not self.brings_data:
             return None
+        key_classes, key_samples = jax.random.split(key)
+        points = [] if self.points is None else [self.points]
+        if self.prior_samples:
+            points.append(self.own_samples(key_samples))
+        x = jnp.concatenate(points)
         if self.classifier is None:
-            return Examples(self.points)
+            return Examples(x)
         # Every image twice. With a class by the reward's own probabilities: of these pairs x is the prior's data, and y
         # given x the reward's. And with any class: paths that are to become less likely, without which whatever makes
         # data more likely than the prior does, of all classes alike, lowers the loss.
-        said = jax.lax.map(self.classifier, self.points, batch_size=64)
-        key_right, key_any = jax.random.split(key)
+        said = jax.lax.map(self.classifier, x, batch_size=64)
+        key_right, key_any = jax.random.split(key_classes)
         right = jax.random.categorical(key_right, said)
         anything = jax.random.randint(key_any, right.shape, 0, self.num_classes)
         both = jnp.concatenate([right, anything]).astype(jnp.int32)
-        return Examples(jnp.concatenate([self.points, self.points]), both)
+        return Examples(jnp.concatenate([x, x]), both)
+
+    def own_samples(self, key: Any) -> Any:
+        """Of the prior."""
+        size = min(self.prior_samples, self.config.chunk_size)
+        some = jax.jit(lambda key: rj.sample(key, self.prior, self.times, size, progress=False).x)
+        keys = jax.random.split(key, -(-self.prior_samples // size))
+        return jnp.concatenate([some(each) for each in keys])[: self.prior_samples]
 
     def describe(self, x: np.ndarray, log_weights: np.ndarray | None, condition: Any) -> dict[str, Any]:
         weights = np.ones(len(x)) if log_weights is None else np.exp(log_weights - log_weights.max())
@@ -101,7 +118,8 @@ class PretrainedProblem(Problem):
         assert isinstance(settings, Pretrained)
         if self.merge is None:
             return
-        save_tuned(folder, self.config, settings.model, self.prior.with_params(self.merge(weights)))
+        gate = {} if self.above is None else {"classes_above": self.above}
+        save_tuned(folder, self.config, settings.model, self.prior.with_params(self.merge(weights)), **gate)
 
 
 def build_pretrained(config: FinetuneRun, settings: Pretrained) -> PretrainedProblem:
@@ -145,6 +163,14 @@ def build_pretrained(config: FinetuneRun, settings: Pretrained) -> PretrainedPro
         judge = load_classifier({"reward": "judge", "judge": "reward"}[reward.classifier])
 
     tuned = prior.with_params(forget_classes(prior.params)) if each else prior
+    if settings.above is not None:
+        if not each:
+            raise ConfigError("problem.above is of classes: it goes with problem.reward.kind = each_class")
+        if settings.parts != ["class_embedding"]:
+            raise ConfigError(
+                "problem.above is for problem.parts = [class_embedding]: other weights count at all times"
+            )
+        tuned = with_classes_above(tuned, settings, times)
     base = tuned
     merge: Callable[[Any], Any] | None = lambda weights: weights  # noqa: E731
     if settings.rank is not None and settings.parts is not None:
@@ -156,6 +182,9 @@ def build_pretrained(config: FinetuneRun, settings: Pretrained) -> PretrainedPro
         if settings.parts is not None:
             base = partial_model(tuned, settings.parts)
             merge = lambda weights: tuned.params | weights  # noqa: E731
+            if settings.above is not None:
+                merge = lambda weights: tuned.params | with_the_same_no_class(weights, tuned.params)  # noqa: E731
+                base = base._replace(fn=WithTheSameNoClass(base.fn, tuned.params))
     except ValueError as error:
         raise ConfigError(f"problem: {error}") from error
     start = base.params
@@ -179,7 +208,44 @@ def build_pretrained(config: FinetuneRun, settings: Pretrained) -> PretrainedPro
         classifier=classifier,
         merge=merge,
         points=points,
+        prior_samples=settings.prior_samples or 0,
+        above=settings.above,
     )
+
+
+def with_classes_above(model: rj.DiffusionModel, settings: Pretrained, times: np.ndarray) -> rj.DiffusionModel:
+    """The same weights in the same network, in which classes count at larger times only."""
+    from flax import nnx
+
+    from ...networks import build, functional
+
+    name, arguments = stored_network(settings.model) or ("", {})
+    try:
+        module = nnx.eval_shape(lambda: build(name, jax.random.key(0), **arguments | {"classes_above": settings.above}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"problem.above: the network of {settings.model} cannot do that") from error
+    assert settings.above is not None
+    if not settings.above < times[-1]:
+        raise ConfigError(f"problem.above = {settings.above} must be below the grid's last time, {times[-1]:g}")
+    apply, _ = functional(module)
+    return model._replace(fn=apply.as_prediction())
+
+
+def with_the_same_no_class(weights: Any, params: Any) -> Any:
+    """The vectors of classes, and of "no class" the old one: it is the prior's, where classes do not count."""
+    tuned, old = (each["class_embedding"]["embedding"] for each in (weights, params))
+    return {"class_embedding": {"embedding": jnp.concatenate([tuned[:-1], old[-1:]])}}
+
+
+@jax.tree_util.register_static
+class WithTheSameNoClass:
+    """A network's function of its vectors of classes."""
+
+    def __init__(self, fn: Callable[..., Any], params: Any):
+        self.fn, self.params = fn, params
+
+    def __call__(self, weights: Any, x: Any, t: Any, condition: Any) -> Any:
+        return self.fn(with_the_same_no_class(weights, self.params), x, t, condition)
 
 
 def forget_classes(params: Any) -> Any:

@@ -40,6 +40,7 @@ class Problem:
     num_classes = 0  # conditions that are numbers below this one, each with a log Z of its own
     prior_takes_condition = False
     brings_data = False  # whether `data` has some
+    above: float | None = None  # up to this time the posterior is the prior
 
     def conditions(self, count: int) -> Any:
         """One for each of so many paths to learn from, in turn; None where there are none."""
@@ -94,12 +95,15 @@ def under(function: Callable[[Any, Any], Any], condition: Any, x: Any) -> Any:
     return function(x, condition)
 
 
-def save_tuned(folder: RunFolder, config: FinetuneRun, name: str, model: rj.DiffusionModel) -> None:
-    """``model.safetensors``: other weights of the stored model ``name``, of the same network and for the same data."""
+def save_tuned(folder: RunFolder, config: FinetuneRun, name: str, model: rj.DiffusionModel, **arguments: Any) -> None:
+    """``model.safetensors``: other weights of the stored model ``name``, for the same data, of the same network but for
+    ``arguments``.
+    """
+    network = stored_network(name)
     rj.save_model(
         folder.path / "model.safetensors",
         model,
-        network=stored_network(name),
+        network=None if network is None else (network[0], network[1] | arguments),
         metadata={
             "seed": config.seed,
             "settings": {"data": training_data_of(name)},
