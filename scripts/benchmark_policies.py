@@ -8,7 +8,8 @@ clone by configs/NAME.yaml. All policies have the same grid:
 
 - cloned: the clone as it is
 - best of N: of N actions of the clone, the one that Q takes for the best
-- guided: the clone's denoiser moved by the gradient of (Q - V) / temperature, times a strength
+- guided: the clone's denoiser moved by the gradient of (Q - V) / temperature, times a strength; at most by the
+  configuration's trust, as the policy that is tuned is where it begins, or without a limit
 - tuned: relative trajectory balance towards p(a | s) exp((Q - V) / temperature)
 
 "Evaluations" are those of a diffusion network for one action. Returns of 20 episodes from the same starts, normalised
@@ -39,7 +40,7 @@ from rnejax.training import Guidance, Guided
 
 NUM_EPISODES = 20
 CANDIDATES = {"pendulum": (8, 64), "half_cheetah": (8,)}
-STRENGTHS = (1.0, 4.0)
+GUIDED = {"guided": (1.0, True), "guided, strength 4": (4.0, True), "guided without a limit": (1.0, False)}
 
 
 def measure(name: str, seed: int, data: Path, folder: Path) -> dict[str, Any]:
@@ -66,11 +67,12 @@ def measure(name: str, seed: int, data: Path, folder: Path) -> dict[str, Any]:
             count * steps,
             policies.act(problem.prior, times, num_candidates=count, score=q),
         )
-    guided = Guided(problem.prior, log_reward=problem.log_reward, trust=np.finfo(np.float32).max)
-    for strength in STRENGTHS:
+    for method, (strength, limited) in GUIDED.items():
+        trust = config.trust if limited else float(np.finfo(np.float32).max)
+        guided = Guided(problem.prior, log_reward=problem.log_reward, trust=trust)
         weights = Guidance(problem.prior.params, jnp.asarray(strength))
         model = guided.model(weights, condition=problem.prior.condition)
-        policy[f"guided, strength {strength:g}"] = (steps, policies.act(model, times))
+        policy[method] = (steps, policies.act(model, times))
     policy["tuned"] = (steps, policies.act(tuned, times))
 
     known = json.loads((data / f"{name}.json").read_text())

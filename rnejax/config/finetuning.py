@@ -9,7 +9,7 @@ from pydantic import Field
 from .basics import Condition, Grid, Integer, Number, Positive, PositiveInt, Real, Run, Section
 from .targets import Rewards
 
-Source = Literal["generated", "inflated", "noised", "back_and_forth"]
+Source = Literal["generated", "inflated", "noised", "back_and_forth", "renoised"]
 
 
 class Modes(Section):
@@ -135,8 +135,8 @@ class FinetuneRun(Run):
     problem: Annotated[Modes | Pretrained | Infilling | Policy, Field(discriminator="kind")]
     """the prior, the reward, and the network"""
     sources: dict[Source, Positive] = {"generated": 1.0}  # noqa: RUF012 - pydantic copies it
-    """shares of the paths of a batch: the model's own, those with inflated noise, noised data of the buffer, and there
-    and back again"""
+    """shares of the paths of a batch: the model's own, those with inflated noise, noised data of the buffer, there and
+    back again, and own samples that are noised again"""
     reward_gradient: bool | None = None
     """add a learned multiple of the reward's gradient to the denoiser; by default wherever there is one, which is not
     of tokens. Such a model has no form in a file: false leaves model.safetensors behind"""
@@ -159,7 +159,7 @@ class FinetuneRun(Run):
     gradient_steps: PositiveInt | None = None
     """the gradient is of so many steps of each path, drawn at random; null for all"""
     averaged: bool = False
-    """the gradient of noised paths of numbers is averaged over the last draw of each step: less noise"""
+    """the gradient of noised paths is averaged over the last draw of each step: less noise"""
     buffer: Buffer = Buffer()
     """where noised data come from"""
     training: Tuning = Tuning()

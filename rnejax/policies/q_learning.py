@@ -31,12 +31,16 @@ class QFunction(NamedTuple):
       weights: of the two Q networks and of V.
       shift, scale: of observations.
       unit: what a unit of the networks' output is worth, in rewards.
+      low, high: of the actions in the data, (a,): others count as the nearest of these, beyond which nothing is known
+        and environments clip.
     """
 
     weights: Any
     shift: Array
     scale: Array
     unit: Array
+    low: Array
+    high: Array
 
     def __call__(self, observation: Array, action: Array) -> Array:
         """The smaller of both networks, in units of reward."""
@@ -44,7 +48,7 @@ class QFunction(NamedTuple):
 
     def both(self, observation: Array, action: Array) -> Array:
         """(2,), in the networks' unit."""
-        x = jnp.concatenate([self.seen(observation), action], axis=-1)
+        x = jnp.concatenate([self.seen(observation), jnp.clip(action, self.low, self.high)], axis=-1)
         return jnp.stack([_network(self.weights[name], x) for name in ("q1", "q2")])
 
     def value(self, observation: Array) -> Array:
@@ -142,7 +146,14 @@ def fit_q_function(
         carry, value = run(carry, first, min(steps_per_call, num_steps - first))
     if not bool(jnp.isfinite(value[-1])):
         raise FloatingPointError(f"implicit Q-learning ended with a loss of {float(value[-1])}: lower learning_rate")
-    return QFunction(carry[0], jnp.asarray(shift), jnp.asarray(scale), jnp.asarray(unit, jnp.float32))
+    return QFunction(
+        carry[0],
+        shift=jnp.asarray(shift),
+        scale=jnp.asarray(scale),
+        unit=jnp.asarray(unit, jnp.float32),
+        low=jnp.asarray(data.actions.min(axis=0)),
+        high=jnp.asarray(data.actions.max(axis=0)),
+    )
 
 
 def save_q_function(

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from ..checks import check_count, check_number
-from ..density import check_times
+from ..density import check_times, sample
 from ..kernels import Array
 from ..model import DiffusionModel
 from .trajectory_balance import (
@@ -58,7 +58,7 @@ class Examples(NamedTuple):
     log_weights: Any = None
 
 
-SOURCES = ("generated", "inflated", "noised", "back_and_forth")
+SOURCES = ("generated", "inflated", "noised", "back_and_forth", "renoised")
 
 
 def trajectory_balance_loss(
@@ -89,6 +89,8 @@ def trajectory_balance_loss(
         inflated        by these kernels with ``inflation`` times the variance
         noised          what noise makes of the batch's x: data, or a replay buffer (off-policy)
         back_and_forth  the batch's x, noised a part of the way and denoised: the difference of both residuals
+        renoised        what noise makes of the posterior's own samples: on-policy near the data, and with ``averaged``
+                        without the noise of its own draws, in which what a path says is lost in many dimensions
 
     Args:
       posterior: the model to be tuned; its weights are replaced by those of `FineTuned`.
@@ -160,10 +162,15 @@ def trajectory_balance_loss(
             if name == "back_and_forth":
                 differences, _ = back_and_forth_residual(key_source, model, prior, part, reward, some.x, **options)
                 continue
-            if name == "noised":
-                options |= {"x": some.x, "averaged": averaged, "above": above}
+            if name in ("noised", "renoised"):
+                x = some.x
+                if name == "renoised":
+                    key_source, key_own = jax.random.split(key_source)
+                    x = _own_samples(key_own, model, times, count, some.condition)
+                options |= {"x": x, "averaged": averaged}
             else:
                 options |= {"num_paths": count, "inflation": inflation if name == "inflated" else 1.0}
+            options["above"] = above
             made = trajectory_balance_residual(key_source, model, prior, times, reward, **options)
             found.append((made, some.condition))
         if found:
@@ -188,6 +195,17 @@ def trajectory_balance_loss(
         return values, {name: jnp.broadcast_to(value, values.shape) for name, value in report.items()}
 
     return loss
+
+
+def _own_samples(key: Array, model: DiffusionModel, times: Any, count: int, condition: Any) -> Array:
+    """Of the model as it is, under a condition for each where there are any."""
+    if condition is None:
+        return jax.lax.stop_gradient(sample(key, model, times, count, progress=False).x)
+
+    def one(key: Array, condition: Any) -> Array:
+        return sample(key, model.with_condition(condition), times, progress=False).x[0]
+
+    return jax.lax.stop_gradient(jax.vmap(one)(jax.random.split(key, count), condition))
 
 
 def _repeat(examples: Examples, times: int) -> Examples:

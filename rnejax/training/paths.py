@@ -20,7 +20,7 @@ from ..density import check_points
 from ..increments import transitions
 from ..kernels import Array, log_ratio
 from ..model import DiffusionModel
-from ..processes import GaussianProcess
+from ..processes import AnyOrder, GaussianProcess
 from ..smc import CompensatedSum
 
 
@@ -39,7 +39,7 @@ from ..smc import CompensatedSum
         "prior_conditions",
         "bridges",
     ],
-    meta_fields=["towards_noise"],
+    meta_fields=["towards_noise", "num_differing"],
 )
 @dataclass(frozen=True)
 class Walk:
@@ -55,8 +55,10 @@ class Walk:
       chosen: the steps that the gradient is of, (k,), or None for all.
       conditions, prior_conditions: of the two models, with a leading axis of paths; None for their own.
       bridges: of every step from t to s, (c_0, c_t) with E[x_s | x_t, origin] = c_0 origin + c_t x_t under the noise,
-        where the gradient is that of x_s there; None for that of x_s where it is.
+        where the gradient is that of x_s there; None for that of x_s where it is. Of tokens that appear one
+        by one (): any that is masked may be the next.
       towards_noise: whether paths go up by the noising kernels.
+      num_differing: how many steps there are in which posterior and prior may differ; only of these any are chosen.
     """
 
     key: Array
@@ -69,8 +71,9 @@ class Walk:
     chosen: Array | None
     conditions: Any
     prior_conditions: Any
-    bridges: Any
+    bridges: tuple[Array, ...] | None
     towards_noise: bool
+    num_differing: int
 
 
 def make_walk(
@@ -89,24 +92,25 @@ def make_walk(
     above: float | None = None,
 ) -> Walk:
     key_start, key_steps, key_chosen = jax.random.split(key, 3)
-    first = 0
+    first = _first_step(times, above)
+    differing = len(times) - 1 - first
     origin = None
     if x is not None:
         origin = start = jax.vmap(prior.transform.to_model)(check_points(prior, x, times))
         factors = None
-        first = _first_step(times, above)
         start = _noised(key_start, prior.process, times[: first + 1], start)
     else:
         if start is None:
             law = prior.prior_at(prior.process.level(times[-1]))
             start = jax.vmap(law.sample)(jax.random.split(key_start, num_paths))
         factors = _inflation(inflation, prior, num_paths)
-    bridges = _bridges(prior.process, times) if averaged and x is not None else None
-    times = times[first:]
-    count = len(times) - 1
-    chosen = None
-    if num_steps is not None and check_count("num_steps", num_steps) < count:
-        chosen = jax.random.choice(key_chosen, count, (num_steps,), replace=False)
+    bridges = None
+    if x is not None:
+        bridges = _bridges(prior.process, times, first) if averaged else None
+        times = times[first:]
+    chosen = None  # of the steps that differ, which are the first of a path that is generated, and all of a noised one
+    if num_steps is not None and check_count("num_steps", num_steps) < differing:
+        chosen = jax.random.choice(key_chosen, differing, (num_steps,), replace=False)
     return Walk(
         key=key_steps,
         posterior=posterior.with_params(jax.lax.stop_gradient(posterior.params)),
@@ -118,8 +122,9 @@ def make_walk(
         chosen=chosen,
         conditions=conditions,
         prior_conditions=prior_conditions,
-        bridges=jax.tree.map(lambda each: each[first:], bridges),
+        bridges=bridges,
         towards_noise=x is not None,
+        num_differing=differing,
     )
 
 
@@ -147,23 +152,27 @@ def _noised(key: Array, process: Any, times: np.ndarray, x: Array) -> Array:
     return moved
 
 
-def _bridges(process: Any, times: np.ndarray) -> tuple[Array, Array]:
+def _bridges(process: Any, times: np.ndarray, first: int) -> tuple[Array, ...]:
     """What noise makes of the start, on the way back: E[x_s | x_t, x_{t_min}] = c_0 x_{t_min} + c_t x_t of every step.
 
     With x_s = a x_{t_min} + N(0, v) and x_t = b x_s + N(0, w): c_0 = a w / (w + b^2 v) and c_t = b v / (w + b^2 v).
 
     Raises:
-      ValueError: for a process whose noise is no number.
+      ValueError: for a process whose noise is no number, nor masks one token after the other; which needs no numbers.
     """
+    if isinstance(process, AnyOrder):
+        return ()
     if not isinstance(process, GaussianProcess):
-        raise ValueError(f"gradients are averaged over draws of scalar Gaussian noise, and not of {process}")
+        raise ValueError(
+            f"gradients are averaged over draws of scalar Gaussian noise, or over which token is next: not of {process}"
+        )
     alpha, sigma = (np.asarray(each(times), np.float64) for each in (process.alpha, process.sigma))
     decay, variance = alpha / alpha[0], np.maximum(sigma**2 - (alpha / alpha[0] * sigma[0]) ** 2, 0.0)
     a, v = decay[:-1], variance[:-1]
     b = alpha[1:] / alpha[:-1]
     w = np.maximum(sigma[1:] ** 2 - (b * sigma[:-1]) ** 2, 0.0)
     total = w + b**2 * v
-    return jnp.asarray(a * w / total, float), jnp.asarray(b * v / total, float)
+    return jnp.asarray((a * w / total)[first:], float), jnp.asarray((b * v / total)[first:], float)
 
 
 def _inflation(inflation: Any, prior: DiffusionModel, num_paths: int) -> Array | None:
@@ -188,41 +197,75 @@ def _step(
     key_model, key_move = jax.random.split(jax.random.fold_in(walk.key, index))
     keys = jax.random.split(key_move, len(x))
     x = jax.lax.stop_gradient(x)
-    x_t = jax.vmap(lambda key, x: step.forward(x).sample(key))(keys, x) if walk.towards_noise else x
-    asked = _averaged(walk, index, x_t, x) if averaged else x
-    ratios, x_s = _ratios(params, walk, key_model, keys, step, x_t, asked if walk.towards_noise else None)
-    return ratios, (x_t, x if walk.towards_noise else x_s)
+    if walk.towards_noise:
+        x_t, x_s = jax.vmap(lambda key, x: step.forward(x).sample(key))(keys, x), x
+    else:
+        x_t, x_s = x, None
+    asked = (lambda x_s: _averaged(walk, index, x_t, x_s)) if averaged else None
+    ratios, x_s = _ratios(params, walk, key_model, keys, step, x_t, x_s, asked)
+    return ratios, (x_t, x_s)
 
 
-def _averaged(walk: Walk, index: Array, x_t: Array, x_s: Array) -> Array:
-    """Where the log-ratio has the gradient that it has on average over x_s given x_t and the start.
+def _averaged(walk: Walk, index: Array, x_t: Array, x_s: Array) -> tuple[Array, Array]:
+    """States x_s, (m, n, *shape), and their weights, (m, n), with the mean gradient over x_s given x_t and the origin.
 
-    It is a quadratic of x_s, whose gradient in a kernel's mean is linear in x_s.
+    Of numbers one state is enough: the log-ratio is a quadratic of x_s, whose gradient in a kernel's mean is linear in
+    it. Of tokens that appear one by one, each of those that are masked may be the next, with the same probability.
     """
-    if walk.bridges is None:
-        return x_s
+    origin = walk.origin
+    if walk.bridges is None or origin is None:
+        return x_s[None], jnp.ones((1, len(x_t)))
+    if walk.prior.process.is_discrete:
+        masked = x_t == walk.prior.process.mask_token  # type: ignore[attr-defined]
+        next_one = jnp.eye(x_t.shape[1], dtype=bool)[:, None]
+        weights = masked.T / jnp.maximum(masked.sum(axis=1), 1)
+        # Where nothing is masked at a place the state is no step of the kernel, and its weight is zero.
+        likely = jnp.argmax(masked, axis=1)
+        places = jnp.where(masked.T, jnp.arange(x_t.shape[1])[:, None], likely)
+        chosen = next_one[places, 0]
+        return jnp.where(chosen, origin, x_t), weights
     of_start, of_end = (each[index].astype(x_t.dtype) for each in walk.bridges)
-    return of_start * walk.origin + of_end * x_t
+    return (of_start * origin + of_end * x_t)[None], jnp.ones((1, len(x_t)))
 
 
 def _ratios(
-    params: Any, walk: Walk, key_model: Array, keys: Array, step: Any, x_t: Array, x_s: Array | None
+    params: Any,
+    walk: Walk,
+    key_model: Array,
+    keys: Array,
+    step: Any,
+    x_t: Array,
+    x_s: Array | None,
+    asked: Any = None,
 ) -> tuple[Array, Array]:
-    """log K_phi(x_s | x_t) / K(x_s | x_t); x_s is drawn from K_phi, inflated, where it is not given."""
+    """log K_phi(x_s | x_t) / K(x_s | x_t) and x_s, which is drawn from K_phi, inflated, where it is not given.
+
+    ``asked``: the ratio is that of the states asked(x_s) instead, (m, n, *shape), with their weights, (m, n).
+    """
     posterior, prior = walk.posterior.with_params(params), walk.prior
     ours = _evaluate(posterior, walk.conditions, key_model, x_t, step.t)
     # Covariances are taken as they are: eigenvectors have no derivative where eigenvalues are equal.
     ours = jax.lax.stop_gradient(ours)._replace(excess=ours.excess)
     theirs = _evaluate(prior, walk.prior_conditions, key_model, x_t, step.t, jax.lax.stop_gradient(ours.excess))
 
-    def one(key: Array, x_t: Array, ours: Any, theirs: Any, x_s: Any, inflation: Any) -> tuple[Array, Array]:
-        kernel: Any = posterior.kernel(step, x_t, ours)
-        if x_s is None:
-            wide = kernel if inflation is None else kernel.scale_covariance(inflation)
-            x_s = jax.lax.stop_gradient(wide.sample(key))
-        return log_ratio(kernel, prior.kernel(step, x_t, theirs), x_s), x_s
+    if x_s is None:
 
-    return jax.vmap(one)(keys, x_t, ours, theirs, x_s, walk.inflation)
+        def draw(key: Array, x_t: Array, ours: Any, inflation: Any) -> Array:
+            kernel: Any = posterior.kernel(step, x_t, ours)
+            wide = kernel if inflation is None else kernel.scale_covariance(inflation)
+            drawn: Array = wide.sample(key)
+            return drawn
+
+        x_s = jax.vmap(draw)(keys, x_t, jax.lax.stop_gradient(ours), walk.inflation)
+
+    def ratio(x_t: Array, ours: Any, theirs: Any, x_s: Array) -> Array:
+        return log_ratio(posterior.kernel(step, x_t, ours), prior.kernel(step, x_t, theirs), x_s)
+
+    if asked is None:
+        return jax.vmap(ratio)(x_t, ours, theirs, x_s), x_s
+    states, weights = asked(x_s)
+    each = jax.vmap(jax.vmap(ratio), (None, None, None, 0))(x_t, ours, theirs, states)
+    return jnp.sum(weights * each, axis=0), x_s
 
 
 def _evaluate(model: DiffusionModel, conditions: Any, key: Array, x: Array, level: Any, after: Any = None) -> Any:
@@ -300,7 +343,8 @@ def _backward(saved: Any, cotangents: tuple[Any, Array]) -> tuple[Any, None]:
     def one(params: Any, index: Array, step: Any, x_t: Array, x_s: Array) -> Array:
         key_model, key_move = jax.random.split(jax.random.fold_in(walk.key, index))
         keys = jax.random.split(key_move, len(x_t))
-        return _ratios(params, walk, key_model, keys, step, x_t, _averaged(walk, index, x_t, x_s))[0]
+        asked = lambda x_s: _averaged(walk, index, x_t, x_s)  # noqa: E731
+        return _ratios(params, walk, key_model, keys, step, x_t, x_s, asked)[0]
 
     def at_chosen(params: Any) -> Array:
         # All at once, which is why few are chosen: on CPUs XLA has no fast gradient of a convolution inside a loop.
@@ -309,7 +353,7 @@ def _backward(saved: Any, cotangents: tuple[Any, Array]) -> tuple[Any, None]:
         return jnp.sum(each(params, walk.chosen, steps, kept[0][:-1], kept[1][:-1]), axis=0)
 
     _, pull = jax.vjp(at_chosen, params)
-    return pull(weights * (count / k))[0], None
+    return pull(weights * (walk.num_differing / k))[0], None
 
 
 path_log_ratio.defvjp(_save, _backward)

@@ -86,9 +86,12 @@ def trajectory_balance_residual(
         the memory of so many steps at once, whatever their number on the path.
       averaged: the gradient of each step of a noised path is that of its log-ratio on average over where the step ends,
         given where it begins and x, which has the same mean and less noise. The residual stays that of the path, and so
-        does where the gradient vanishes. Scalar Gaussian processes only.
+        does where the gradient vanishes. Of scalar Gaussian noise, and of tokens one by one (`AnyOrder`), over which of
+        them is the next. (Of generated paths the same would be no gradient: there the model is no exact reversal of the
+        noise, and a mean of the residuals that is not zero would teach it to be one.)
       above: for a posterior that is the prior at times up to this one, such as a network whose classes count above it
-        only: there all ratios are 1, and noised paths leap over these steps. It is not checked.
+        only: there all ratios are 1, noised paths leap over these steps, and ``num_steps`` chooses among the others. It
+        is not checked.
 
     Costs an evaluation of both models per path and step, and of the gradient's pass another one and its derivative.
 

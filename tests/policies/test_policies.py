@@ -80,6 +80,15 @@ def test_a_q_function_of_single_steps_is_the_reward():
     assert float(q.value(jnp.asarray([0.0, 5.0]))) == pytest.approx(expectile, abs=0.08)
 
 
+def test_actions_that_were_never_seen_count_as_the_nearest_that_were():
+    data = some(200)
+    q = policies.fit_q_function(jax.random.key(0), data, num_steps=20, hidden=8)
+    seen, low, high = jnp.zeros(2), data.actions.min(), data.actions.max()
+    assert q(seen, jnp.asarray([9.0])) == q(seen, jnp.asarray([high], jnp.float32))
+    assert q(seen, jnp.asarray([-9.0])) == q(seen, jnp.asarray([low], jnp.float32))
+    assert q(seen, jnp.asarray([low / 2], jnp.float32)) != q(seen, jnp.asarray([low], jnp.float32))
+
+
 def test_a_q_function_looks_ahead():
     """Two states in turn, rewards 1 and 0, no end: Q(first) = 1 / (1 - g^2), Q(second) = g / (1 - g^2)."""
     n, discount = 1000, 0.8

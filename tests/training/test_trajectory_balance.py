@@ -362,7 +362,7 @@ def the_loss(process, posterior, **options):
     return trajectory_balance_loss(posterior, gaussian(process), times, log_reward, **options)
 
 
-ALL = {"generated": 2, "inflated": 1, "noised": 1, "back_and_forth": 1}
+ALL = {"generated": 2, "inflated": 1, "noised": 1, "back_and_forth": 1, "renoised": 1}
 
 
 @every_process
@@ -399,7 +399,7 @@ def test_going_back_and_forth_knows_nothing_of_the_normaliser(double_precision):
 
 def test_shares_of_the_batch_are_whole_numbers():
     assert _split_batch({"generated": 0.5, "noised": 0.5}, 7) == {
-        "generated": 4, "inflated": 0, "noised": 3, "back_and_forth": 0,
+        "generated": 4, "inflated": 0, "noised": 3, "back_and_forth": 0, "renoised": 0,
     }  # fmt: skip
     for count in range(1, 12):
         assert (
@@ -478,7 +478,10 @@ def test_the_batchs_normaliser_has_the_gradient_of_half_the_variance(double_prec
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"sources": {"dreamt": 1.0}}, "sources must be among generated, inflated, noised, back_and_forth: got dreamt"),
+        (
+            {"sources": {"dreamt": 1.0}},
+            "sources must be among generated, inflated, noised, back_and_forth, renoised: got dreamt",
+        ),
         ({"sources": {}}, "one must be positive"),
         ({"sources": {"noised": -1.0, "generated": 2.0}}, "must not be negative"),
         ({"normalizer": "guessed"}, "normalizer must be 'learned', 'batch' or a function, got 'guessed'"),
