@@ -69,7 +69,7 @@ def test_no_gradient_passes_through_own_samples():
     np.testing.assert_allclose(found, jax.grad(given)(posterior.params), rtol=1e-4, atol=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------------- tokens, one by one
+# ------------------------------------------------------------------------------------------------ tokens, one by one
 
 
 TOKENS = AnyOrder(3, 4)
