@@ -10,8 +10,8 @@ For each of the ten classes y, samples of p(x) P(y | x) / Z(y), with the model t
 - guided: its denoiser moved by the gradient of log P(y | x_0), ``--strength`` times the shift that tilts a Gaussian, no
   weights: what is done in practice
 - tuned: the network of `rnejax finetune digits_posterior`, whose condition is the class
-- REINFORCE: another one, tuned by the score function with as many paths (``--reinforce MODEL``, made by
-  ``--train-reinforce``)
+- REINFORCE: another one, tuned by the score function with as many paths, all generated (``--reinforce MODEL``, made
+  by ``--train-reinforce``)
 - steered: one of N particles of `rnejax.steer`, by weight, for N = 1, 8, 64
 - tuned and steered: one of eight particles that the tuned network proposes
 
@@ -177,7 +177,9 @@ def main() -> None:
         for report in fitted.metrics:
             print(report, flush=True)
         model = problem.prior.with_params(problem.merge(fitted.average.weights))
-        rj.save_model(arguments.train_reinforce, model, network=rj.persistence.stored_network("digits"))
+        name, network = rj.persistence.stored_network("digits")
+        gate = {} if problem.above is None else {"classes_above": problem.above}
+        rj.save_model(arguments.train_reinforce, model, network=(name, network | gate))
         return
     tuned = rj.load_model(arguments.tuned)
     reinforced = None if arguments.reinforce is None else rj.load_model(arguments.reinforce)

@@ -16,7 +16,8 @@ from rnejax.training import Examples, FineTuned, batch_log_normalizer, trajector
 def reinforce_loss(config: FinetuneRun, problem: Problem) -> Callable[..., Any]:
     """Minus E[log r] - KL(tuned | prior), with the gradient of the score function.
 
-    The baseline is the batch's mean, that of the paths of the same condition where there are conditions.
+    The baseline is the batch's mean, of all conditions together: a class comes hardly twice in a batch, and Z of all of
+    them is about the same.
     """
 
     def loss(key: Any, tuned: FineTuned, batch: Examples) -> Any:
@@ -33,9 +34,10 @@ def reinforce_loss(config: FinetuneRun, problem: Problem) -> Callable[..., Any]:
             num_paths=len(batch.x),
             condition=batch.condition,
             num_steps=config.gradient_steps,
+            above=problem.above,
         )
         advantage = jax.lax.stop_gradient(paths.log_reward - paths.log_ratio)
-        advantage = advantage - batch_log_normalizer(paths, batch.condition)
+        advantage = advantage - batch_log_normalizer(paths)
         named = {
             "log_reward": paths.log_reward,
             "log_normalizer": paths.log_reward - jax.lax.stop_gradient(paths.log_ratio),
