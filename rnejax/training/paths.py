@@ -201,29 +201,28 @@ def _step(
         x_t, x_s = jax.vmap(lambda key, x: step.forward(x).sample(key))(keys, x), x
     else:
         x_t, x_s = x, None
-    asked = (lambda x_s: _averaged(walk, index, x_t, x_s)) if averaged else None
+    asked = _averaged(walk, index, x_t) if averaged else None
     ratios, x_s = _ratios(params, walk, key_model, keys, step, x_t, x_s, asked)
     return ratios, (x_t, x_s)
 
 
-def _averaged(walk: Walk, index: Array, x_t: Array, x_s: Array) -> tuple[Array, Array]:
+def _averaged(walk: Walk, index: Array, x_t: Array) -> tuple[Array, Array] | None:
     """States x_s, (m, n, *shape), and their weights, (m, n), with the mean gradient over x_s given x_t and the origin.
 
-    Of numbers one state is enough: the log-ratio is a quadratic of x_s, whose gradient in a kernel's mean is linear in
-    it. Of tokens that appear one by one, each of those that are masked may be the next, with the same probability.
+    None where the gradient is that of x_s where it is. Of numbers one state is enough: the log-ratio is a quadratic of
+    x_s, whose gradient in a kernel's mean is linear in it. Of tokens that appear one by one, each of those that are
+    masked may be the next, with the same probability.
     """
     origin = walk.origin
     if walk.bridges is None or origin is None:
-        return x_s[None], jnp.ones((1, len(x_t)))
+        return None
     if walk.prior.process.is_discrete:
         masked = x_t == walk.prior.process.mask_token  # type: ignore[attr-defined]
-        next_one = jnp.eye(x_t.shape[1], dtype=bool)[:, None]
-        weights = masked.T / jnp.maximum(masked.sum(axis=1), 1)
-        # Where nothing is masked at a place the state is no step of the kernel, and its weight is zero.
-        likely = jnp.argmax(masked, axis=1)
-        places = jnp.where(masked.T, jnp.arange(x_t.shape[1])[:, None], likely)
-        chosen = next_one[places, 0]
-        return jnp.where(chosen, origin, x_t), weights
+        weights = masked.T / jnp.sum(masked, axis=1)
+        # Instead of a place where nothing is masked, which has no weight, the first that is: a step that there may be.
+        places = jnp.where(masked.T, jnp.arange(x_t.shape[1])[:, None], jnp.argmax(masked, axis=1))
+        next_one = places[..., None] == jnp.arange(x_t.shape[1])
+        return jnp.where(next_one, origin, x_t), weights
     of_start, of_end = (each[index].astype(x_t.dtype) for each in walk.bridges)
     return (of_start * origin + of_end * x_t)[None], jnp.ones((1, len(x_t)))
 
@@ -236,11 +235,11 @@ def _ratios(
     step: Any,
     x_t: Array,
     x_s: Array | None,
-    asked: Any = None,
+    asked: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
     """log K_phi(x_s | x_t) / K(x_s | x_t) and x_s, which is drawn from K_phi, inflated, where it is not given.
 
-    ``asked``: the ratio is that of the states asked(x_s) instead, (m, n, *shape), with their weights, (m, n).
+    ``asked``: the ratio is that of these states instead, (m, n, *shape), with their weights, (m, n).
     """
     posterior, prior = walk.posterior.with_params(params), walk.prior
     ours = _evaluate(posterior, walk.conditions, key_model, x_t, step.t)
@@ -263,7 +262,7 @@ def _ratios(
 
     if asked is None:
         return jax.vmap(ratio)(x_t, ours, theirs, x_s), x_s
-    states, weights = asked(x_s)
+    states, weights = asked
     each = jax.vmap(jax.vmap(ratio), (None, None, None, 0))(x_t, ours, theirs, states)
     return jnp.sum(weights * each, axis=0), x_s
 
@@ -343,8 +342,7 @@ def _backward(saved: Any, cotangents: tuple[Any, Array]) -> tuple[Any, None]:
     def one(params: Any, index: Array, step: Any, x_t: Array, x_s: Array) -> Array:
         key_model, key_move = jax.random.split(jax.random.fold_in(walk.key, index))
         keys = jax.random.split(key_move, len(x_t))
-        asked = lambda x_s: _averaged(walk, index, x_t, x_s)  # noqa: E731
-        return _ratios(params, walk, key_model, keys, step, x_t, x_s, asked)[0]
+        return _ratios(params, walk, key_model, keys, step, x_t, x_s, _averaged(walk, index, x_t))[0]
 
     def at_chosen(params: Any) -> Array:
         # All at once, which is why few are chosen: on CPUs XLA has no fast gradient of a convolution inside a loop.

@@ -87,7 +87,7 @@ def test_every_masked_token_may_be_the_next():
     x0 = jnp.asarray([[0, 1, 2, 0], [2, 2, 1, 0]])
     walk = make_walk(KEY, of_table(TABLE), of_table(TABLE), TOKEN_TIMES, 1, x0, 1.0, None, averaged=True)
     x_t = jnp.asarray([[0, 3, 2, 3], [3, 3, 3, 3]])
-    states, weights = _averaged(walk, 0, x_t, x_t)
+    states, weights = _averaged(walk, 0, x_t)
     np.testing.assert_allclose(weights.sum(axis=0), 1)
     found = {tuple(map(int, states[i, 0])): float(weights[i, 0]) for i in range(4) if weights[i, 0] > 0}
     assert found == {(0, 1, 2, 3): 0.5, (0, 3, 2, 0): 0.5}
