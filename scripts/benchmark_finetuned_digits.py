@@ -28,6 +28,7 @@ Writes docs/tables/finetuned_digits.{json,md} and docs/pictures/finetuned_digits
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,16 @@ def real_images(split: str, label: int) -> np.ndarray:
     return np.asarray(digits.dequantise(jax.random.key(0), data.images[data.labels == label]))
 
 
+def encode(images: np.ndarray) -> str:
+    """Images in [-1, 1] as grey levels, to be shown."""
+    levels = np.clip(np.round(127.5 * (images + 1)), 0, 255).astype(np.uint8)
+    return base64.b64encode(levels.tobytes()).decode()
+
+
+def decode(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), np.uint8).reshape(-1, 28, 28, 1) / 127.5 - 1
+
+
 def table(report: dict[str, Any]) -> str:
     columns = {
         "log_reward": "log r",
@@ -197,7 +208,7 @@ def main() -> None:
             x = sampler(jax.random.fold_in(jax.random.key(7), label), label, arguments.samples)
             rows.append(judge(problem, x, label, real_images("test", label)))
             some.append(x[:2])
-        shown = np.stack(some).round(3).tolist()
+        shown = encode(np.stack(some))
         report["rows"][name] = {"evaluations": evaluations, "classes": rows, "shown": shown}
         path.write_text(json.dumps(report) + "\n")
         print(name, {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}, flush=True)
@@ -208,9 +219,7 @@ def main() -> None:
     report["rows"]["real images"] = {"evaluations": "", "classes": real}
     path.write_text(json.dumps(report) + "\n")
     (arguments.output / "finetuned_digits.md").write_text(table(report))
-    groups = {
-        name: np.asarray(row["shown"]).reshape(-1, 28, 28, 1) for name, row in report["rows"].items() if "shown" in row
-    }
+    groups = {name: decode(row["shown"]) for name, row in report["rows"].items() if "shown" in row}
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     figure = plot.compare_sheets(groups, columns=2, rows=10, row_labels=[str(label) for label in range(10)])
     plot.save(figure, arguments.pictures / "finetuned_digits.png")
