@@ -219,7 +219,11 @@ def main() -> None:
     report["rows"]["real images"] = {"evaluations": "", "classes": real}
     path.write_text(json.dumps(report) + "\n")
     (arguments.output / "finetuned_digits.md").write_text(table(report))
-    groups = {name: decode(row["shown"]) for name, row in report["rows"].items() if "shown" in row}
+    groups = {
+        name.replace(" and ", "\nand ").replace(", N", ",\nN"): decode(row["shown"])
+        for name, row in report["rows"].items()
+        if "shown" in row
+    }
     arguments.pictures.mkdir(parents=True, exist_ok=True)
     figure = plot.compare_sheets(groups, columns=2, rows=10, row_labels=[str(label) for label in range(10)])
     plot.save(figure, arguments.pictures / "finetuned_digits.png")
