@@ -62,6 +62,29 @@ def test_leaps_change_no_law_of_ratios_and_gradients(averaged, chosen):
     assert np.abs(moments[0][0]).min() > 1e-3
 
 
+def test_of_generated_paths_steps_are_chosen_where_models_differ():
+    """Fewer of them count for all that have a gradient, and their mean is that of all steps."""
+
+    def gradient(key, chosen, above):
+        walk = make_walk(key, POSTERIOR, PRIOR, TIMES, 2, None, 1.5, chosen, above=above)
+        # Away from the posterior's own kernels the mean is not zero.
+        _, pull = jax.vjp(lambda params: path_log_ratio(params, walk)[1], POSTERIOR.params)
+        return flat(pull(1.0 + walk.start[:, 0])[0])
+
+    with jax.enable_x64(True):
+        walk = make_walk(KEY, POSTERIOR, PRIOR, TIMES, 2, None, 1.5, 3, above=ABOVE)
+        assert int(walk.chosen.max()) < 4, "the first of the path, which are those of the largest times"
+        keys = jax.random.split(KEY, 6000)
+        every, some = (
+            np.asarray(jax.jit(jax.vmap(partial(gradient, chosen=chosen, above=above)))(keys))
+            for chosen, above in ((None, None), (3, ABOVE))
+        )
+    error = np.sqrt((every.var(axis=0) + some.var(axis=0)) / len(keys))
+    assert np.abs((every.mean(axis=0) - some.mean(axis=0)) / error).max() < 4.5
+    # A step that counted twice as much would show in the spread, if not in the mean.
+    np.testing.assert_allclose(some.std(axis=0), every.std(axis=0) * np.sqrt(4 / 3), rtol=0.1)
+
+
 def test_a_leap_ends_where_models_begin_to_differ():
     walk = make_walk(KEY, POSTERIOR, PRIOR, TIMES, 1, X, 1.0, None, above=ABOVE)
     assert len(jax.tree.leaves(walk.steps)[0]) == 4
