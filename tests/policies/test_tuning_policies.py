@@ -71,6 +71,13 @@ def test_a_q_function_is_the_same_after_it_was_stored(folder, tmp_path):
         policies.load_q_function(tmp_path / "other.safetensors")
 
 
+def test_the_shipped_policy_swings_up():
+    """Uniform torques earn -1235, its clone -674, and the controller that made the best of the data -155."""
+    model = rj.load_model("pendulum")
+    earned = policies.evaluate("Pendulum-v1", policies.act(model, rj.time_grid(model.process, 20)), num_episodes=10)
+    assert earned.mean() > -300
+
+
 def test_a_run_says_what_the_policies_earn(folder, tmp_path):
     out = tmp_path / "out"
     assert finetune(folder, out) == 0
