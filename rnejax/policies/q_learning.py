@@ -172,11 +172,13 @@ def load_q_function(path: str | os.PathLike[str]) -> QFunction:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      CheckpointError: if it is none of a Q-function.
+      CheckpointError: if it is none of a Q-function, or of another version.
     """
     arrays, header = load_arrays(path)
     if header.get("kind") != _KIND:
         raise CheckpointError(f"{path} holds no Q-function of rnejax.policies")
+    if missing := [name for name in QFunction._fields if name not in arrays]:
+        raise CheckpointError(f"{path} was written by another version: it holds no {', '.join(missing)}")
     arrays = jax.tree.map(jnp.asarray, arrays)
     weights = {name: [layers[str(i)] for i in range(len(layers))] for name, layers in arrays.pop("weights").items()}
     return QFunction(weights, **arrays)

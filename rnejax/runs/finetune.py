@@ -206,8 +206,11 @@ def evaluations(config: FinetuneRun, problem: Problem) -> dict[str, int]:
     steps, settings = len(problem.times) - 1, config.training
     shares = np.array(list(config.sources.values())) / sum(config.sources.values())
     turn = max(1, round(config.turn * steps))
-    # Own samples that are noised again ask the posterior alone on their way down: half a pair.
-    lengths = [{"back_and_forth": 2 * turn, "renoised": 1.5 * steps}.get(name, steps) for name in config.sources]
+    # Noised paths leap over times at which there is nothing to ask. Own samples that are noised again ask the posterior
+    # alone on their way down: half a pair.
+    noised = steps if problem.above is None else int(np.sum(np.asarray(problem.times)[1:] > problem.above))
+    known = {"back_and_forth": 2 * turn, "noised": noised, "renoised": noised + 0.5 * steps}
+    lengths = [known.get(name, steps) for name in config.sources]
     found = {"training": round(settings.num_steps * settings.batch_size * float(shares @ lengths))}
     if needs_clean_data(config) and not problem.brings_data:
         renewals = 1 + -(-settings.num_steps // config.buffer.renew_every)

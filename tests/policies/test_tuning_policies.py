@@ -69,6 +69,9 @@ def test_a_q_function_is_the_same_after_it_was_stored(folder, tmp_path):
     save_arrays(tmp_path / "other.safetensors", {"a": np.zeros(2)})
     with pytest.raises(CheckpointError, match="holds no Q-function"):
         policies.load_q_function(tmp_path / "other.safetensors")
+    save_arrays(tmp_path / "old.safetensors", {"weights": np.zeros(2), "low": np.zeros(1)}, {"kind": "q_function"})
+    with pytest.raises(CheckpointError, match="another version: it holds no shift, scale, unit, high"):
+        policies.load_q_function(tmp_path / "old.safetensors")
 
 
 def test_the_shipped_policy_swings_up():
