@@ -1,7 +1,7 @@
 """The middle of sentences, by a token model that is tuned, steered, or neither.
 
     rnejax finetune verses_middle --output outputs/verses_middle
-    python scripts/benchmark_infilling.py outputs/verses_middle/model.safetensors [--sentences 400]
+    python scripts/benchmark_infilling.py outputs/verses_middle/model.safetensors [--sentences 200]
 
 Test sentences of the King James text, of which eight tokens after the first twelve are missing. The posterior is what
 the shipped token model says after the left side, times the likelihood of the right side under an autoregressive model.
@@ -10,12 +10,15 @@ the shipped token model says after the left side, times the likelihood of the ri
 - both sides, untuned: the token model's own way to fill in
 - tuned: the network of `rnejax finetune verses_middle`, which starts as that
 - steered: one of N particles of the prior, by weight (completions of what is still masked are rewarded)
-- tuned and steered: one of N that the tuned network proposes
+- both sides, or tuned, and steered: one of N that this network proposes for the same posterior
 - what was written
 
-"Evaluations" are those of the token model for one sample. By another autoregressive model, which no method has seen:
-nats per token of the middle after the left side, and of the right side after both; BLEU of the words of the middle
-against what was written (sacrebleu). Standard errors over sentences. Writes docs/tables/infilling.{json,md}.
+"Evaluations" are those of the token model for one sample. Sentences differ much more than methods do, so that rewards
+are given against those of the untuned model with both sides, sentence by sentence. The bound on log Z is the mean of
+log r - log q/p over the model's own paths, q being the model and p the prior: it is as high as log Z where the model is
+the posterior. By another autoregressive model, which no method has seen: nats per token of the middle after the left
+side, and of the right side after both; BLEU of the words of the middle against what was written (sacrebleu). Standard
+errors over sentences. Writes docs/tables/infilling.{json,md}.
 """
 
 from __future__ import annotations
@@ -34,6 +37,10 @@ import rnejax as rj
 from rnejax.config import FinetuneRun, load_config
 from rnejax.runs.finetuning import build_problem
 from rnejax.runs.finetuning.infilling import bleu, junctions, show_gap
+from rnejax.runs.finetuning.problem import under
+from rnejax.training import trajectory_balance_residual
+
+UNTUNED = "both sides, untuned"
 
 Sampler = Callable[[Any, np.ndarray], np.ndarray]
 """sampler(key, sentences) -> middles, one of each"""
@@ -81,6 +88,25 @@ def steered(problem: Any, model: Any, particles: int) -> Sampler:
     return sampler
 
 
+def bound(problem: Any, model: Any, sentences: np.ndarray, paths: int = 16) -> list[float]:
+    """Of log Z, for each sentence: the mean of log r - log q/p over paths of the model, in nats."""
+
+    @jax.jit
+    def one(key: Any, sentence: Any) -> Any:
+        found = trajectory_balance_residual(
+            key,
+            model.with_condition(sentence),
+            problem.prior.with_condition(sentence),
+            problem.times,
+            jax.tree_util.Partial(under, problem.log_reward, sentence),
+            num_paths=paths,
+        )
+        return jnp.mean(found.log_reward - found.log_ratio)
+
+    keys = jax.random.split(jax.random.key(4), len(sentences))
+    return [float(one(*pair)) for pair in zip(keys, jnp.asarray(sentences), strict=True)]
+
+
 def judge(x: np.ndarray, sentences: np.ndarray, left: int, log_reward: Any) -> dict[str, Any]:
     """Means over sentences, and their errors where sentences count for themselves."""
     rows = [junctions(x[i : i + 1], sentences[i : i + 1], left) for i in range(len(x))]
@@ -97,22 +123,33 @@ def table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['sentences']} test sentences.",
         "",
-        "| | evaluations per sample | log r (nats) | judge: middle (nats per token) | judge: right side | BLEU |",
-        "|---|---|---|---|---|---|",
+        "| | evaluations per sample | log r (nats) | against untuned | bound on log Z, against untuned | "
+        "judge: middle (nats per token) | judge: right side | BLEU |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    start = report["rows"][UNTUNED]
     for name, row in report["rows"].items():
-        cells = []
-        for key in ("log_reward", "judge_middle", "judge_right"):
-            values = np.asarray(row[key])
-            cells.append(f"{values.mean():.2f} ± {values.std(ddof=1) / np.sqrt(len(values)):.2f}")
-        lines.append(f"| {name} | {row['evaluations']} | {' | '.join(cells)} | {row['bleu']:.1f} |")
+        cells = [row["evaluations"], mean(row["log_reward"])]
+        cells.append("" if row is start else difference(row["log_reward"], start["log_reward"]))
+        no_bound = row is start or row["bound"] is None
+        cells.append("" if no_bound else difference(row["bound"], start["bound"]))
+        cells += [mean(row["judge_middle"]), mean(row["judge_right"]), f"{row['bleu']:.1f}"]
+        lines.append("| " + " | ".join(map(str, [name, *cells])) + " |")
     return "\n".join(lines) + "\n"
+
+
+def mean(values: Any) -> str:
+    return f"{np.mean(values):.2f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.2f}"
+
+
+def difference(values: Any, others: Any) -> str:
+    return mean(np.subtract(values, others))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tuned", help="model.safetensors of rnejax finetune verses_middle")
-    parser.add_argument("--sentences", type=int, default=400)
+    parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--particles", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
     arguments = parser.parse_args()
@@ -121,15 +158,14 @@ def main() -> None:
     left, middle = config.problem.left, config.problem.middle
     sentences = np.asarray(problem.test_conditions(arguments.sentences))
     tuned = problem.posterior.with_params(rj.load_model(arguments.tuned).params)
+    models = {"left side only": problem.prior, UNTUNED: problem.posterior, "tuned": tuned}
     methods: dict[str, tuple[Any, Sampler]] = {
-        "left side only": (middle, plain(problem.prior, problem.times)),
-        "both sides, untuned": (middle, plain(problem.posterior, problem.times)),
-        "tuned": (middle, plain(tuned, problem.times)),
+        name: (middle, plain(model, problem.times)) for name, model in models.items()
     }
     for n in arguments.particles:
         methods[f"steered, N = {n}"] = (n * middle, steered(problem, None, n))
-    few = min(arguments.particles)
-    methods[f"tuned and steered, N = {few}"] = (2 * few * middle, steered(problem, tuned, few))
+        methods[f"both sides, steered, N = {n}"] = (2 * n * middle, steered(problem, problem.posterior, n))
+        methods[f"tuned and steered, N = {n}"] = (2 * n * middle, steered(problem, tuned, n))
     methods["what was written"] = ("", lambda key, rows: rows[:, left : left + middle])
     path = arguments.output / "infilling.json"
     report: dict[str, Any] = {"sentences": arguments.sentences, "rows": {}, "shown": {}}
@@ -137,10 +173,12 @@ def main() -> None:
     for name, (evaluations, sampler) in methods.items():
         x = sampler(jax.random.key(3), sentences)
         row = judge(x, sentences, left, problem.log_reward)
+        row["bound"] = bound(problem, models[name], sentences) if name in models else None
         report["rows"][name] = {"evaluations": evaluations, **row}
         report["shown"][name] = [show_gap(*pair, left) for pair in zip(x[:8], sentences[:8], strict=True)]
         path.write_text(json.dumps(report, indent=1) + "\n")
-        (arguments.output / "infilling.md").write_text(table(report))
+        if UNTUNED in report["rows"]:
+            (arguments.output / "infilling.md").write_text(table(report))
         print(name, {key: round(float(np.mean(value)), 3) for key, value in row.items()}, flush=True)
 
 

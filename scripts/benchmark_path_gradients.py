@@ -1,13 +1,14 @@
-"""How much of a gradient is signal: paths of different sources, where posteriors of digits are learned.
+"""How much of a gradient is signal: paths of different sources, where posteriors begin to be learned.
 
-    python scripts/benchmark_path_gradients.py [MODEL] [--batches 12] [--paths 20]
+    python scripts/benchmark_path_gradients.py digits_posterior [MODEL] [--batches 12] [--paths 20]
+    python scripts/benchmark_path_gradients.py verses_middle [MODEL] [--batches 12] [--paths 32]
 
-The posteriors of all ten classes by configs/digits_posterior.yaml, of the network as it begins, which knows no class,
-or of a tuned MODEL. For every source of paths: the cosine of the mean gradients of two halves of the batches, in the
-ten vectors that stand for classes; 0 is noise, 1 is none. If a batch's gradient is signal and independent noise, whose
-squared norms are s and v, halves of n batches have a cosine of about s / (s + v / n), and "noise" is v / s.
+The posteriors of a config of `rnejax finetune`, of its network as it begins, or of a tuned MODEL. For every source of
+paths: the cosine of the mean gradients of two halves of the batches; 0 is noise, 1 is none. If a batch's gradient is
+signal and independent noise, whose squared norms are s and v, halves of n batches have a cosine of about
+s / (s + v / n), and "noise" is v / s.
 
-Writes docs/tables/path_gradients.{json,md}.
+Writes docs/tables/path_gradients_CONFIG.{json,md}.
 """
 
 from __future__ import annotations
@@ -23,34 +24,37 @@ import numpy as np
 
 import rnejax as rj
 from rnejax.config import FinetuneRun, load_config
+from rnejax.runs.finetune import make_loss
 from rnejax.runs.finetuning import build_problem
-from rnejax.training import Examples, FineTuned, trajectory_balance_loss
+from rnejax.training import Examples, FineTuned
 
-SOURCES = {
-    "generated": ("generated", False),
-    "own samples, noised again": ("renoised", False),
-    "own samples, noised again, averaged": ("renoised", True),
-    "data under their class and any, noised": ("noised", False),
-    "data under their class and any, noised, averaged": ("noised", True),
+Sources = dict[str, tuple[dict[str, float], bool]]
+SOURCES: dict[str, Sources] = {
+    "digits_posterior": {
+        "generated": ({"generated": 1.0}, False),
+        "own samples, noised again": ({"renoised": 1.0}, False),
+        "own samples, noised again, averaged": ({"renoised": 1.0}, True),
+        "data under their class and any, noised": ({"noised": 1.0}, False),
+        "data under their class and any, noised, averaged": ({"noised": 1.0}, True),
+    },
+    "verses_middle": {
+        "four generated": ({"generated": 1.0}, False),
+        "four own samples, noised again, averaged": ({"renoised": 1.0}, True),
+        "what was written and three generated": ({"noised": 0.25, "generated": 0.75}, False),
+        "what was written and three own samples, noised again, averaged": ({"noised": 0.25, "renoised": 0.75}, True),
+    },
 }
+"""The shares of sources, and whether gradients are averaged. Of verses, paths of the same sentence are compared."""
 
 
-def measure(problem: Any, config: Any, weights: Any, source: str, averaged: bool, batches: int, paths: int) -> Any:
-    loss = trajectory_balance_loss(
-        problem.posterior,
-        problem.prior,
-        problem.times,
-        problem.log_reward,
-        sources={source: 1.0},
-        normalizer=lambda table, label: table[label],
-        bound=config.bound,
-        least_log_reward=config.least_log_reward,
-        num_steps=config.gradient_steps,
-        averaged=averaged,
-        above=problem.above,
-    )
-    examples = problem.data(jax.random.key(0)) if source == "noised" else None
-    guess = jnp.full(10, -np.log(10.0))  # a tenth of what the model makes is of each class
+def measure(
+    problem: Any, config: Any, weights: Any, sources: dict[str, float], averaged: bool, batches: int, paths: int
+) -> Any:
+    loss = make_loss(config.model_copy(update={"sources": sources, "averaged": averaged}), problem)
+    # Of classes: a tenth of what the model makes is of each.
+    guess = jnp.full(problem.num_classes, -np.log(10.0)) if problem.num_classes else jnp.zeros(())
+    no_data = Examples(jnp.zeros((10_000, 1)), problem.conditions(10_000)) if problem.num_classes else None
+    examples = problem.data(jax.random.key(0)) if no_data is None or "noised" in sources else no_data
 
     def value(weights: Any, key: Any, batch: Any) -> Any:
         values, report = loss(key, FineTuned(weights, guess), batch)
@@ -60,12 +64,10 @@ def measure(problem: Any, config: Any, weights: Any, source: str, averaged: bool
     found, squared = [], []
     random = np.random.default_rng(0)
     for i in range(batches):
-        batch = Examples(jnp.zeros((paths, 1)), jnp.arange(paths, dtype=jnp.int32) % 10)
-        if examples is not None:
-            rows = random.choice(len(examples.x), paths, replace=False)
-            batch = Examples(examples.x[rows], examples.condition[rows])
+        rows = random.choice(len(examples.x), paths, replace=False)
+        batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], examples)
         each, report = gradient(weights, jax.random.key(i), batch)
-        found.append(np.asarray(each["class_embedding"]["embedding"], np.float64)[:10].ravel())
+        found.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(each)]).astype(np.float64))
         squared.append(float(report["squared_residual"][0]))
     gradients = np.array(found)
     # Of many ways to take halves the mean, so that no order counts.
@@ -98,25 +100,28 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", default=None, help="model.safetensors of rnejax finetune digits_posterior")
+    parser.add_argument("config", choices=SOURCES)
+    parser.add_argument("model", nargs="?", default=None, help="model.safetensors of rnejax finetune CONFIG")
     parser.add_argument("--batches", type=int, default=12)
     parser.add_argument("--paths", type=int, default=20, help="of a batch")
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
     arguments = parser.parse_args()
-    config: Any = load_config(FinetuneRun, "digits_posterior", [])
+    config: Any = load_config(FinetuneRun, arguments.config, [])
     problem: Any = build_problem(config)
     weights = problem.posterior.params
     if arguments.model is not None:
-        weights = {"class_embedding": rj.load_model(arguments.model).params["class_embedding"]}
-    start = "the network knows no class" if arguments.model is None else "the network is tuned"
+        tuned = rj.load_model(arguments.model).params
+        weights = {name: tuned[name] for name in weights}
+    start = "the network as it begins" if arguments.model is None else "the network is tuned"
     report: dict[str, Any] = {"start": start, "batches": arguments.batches, "paths": arguments.paths, "rows": {}}
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for name, (source, averaged) in SOURCES.items():
-        found = measure(problem, config, weights, source, averaged, arguments.batches, arguments.paths)
+    for name, (sources, averaged) in SOURCES[arguments.config].items():
+        found = measure(problem, config, weights, sources, averaged, arguments.batches, arguments.paths)
         report["rows"][name] = found
         print(name, found, flush=True)
-    (arguments.output / "path_gradients.json").write_text(json.dumps(report) + "\n")
-    (arguments.output / "path_gradients.md").write_text(table(report))
+    path = arguments.output / f"path_gradients_{arguments.config}"
+    path.with_suffix(".json").write_text(json.dumps(report) + "\n")
+    path.with_suffix(".md").write_text(table(report))
 
 
 if __name__ == "__main__":

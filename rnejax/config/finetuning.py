@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from .basics import Condition, Grid, Integer, Number, Positive, PositiveInt, Real, Run, Section
-from .targets import Rewards
+from .targets import Label, Rewards
 
 Source = Literal["generated", "inflated", "noised", "back_and_forth", "renoised"]
 
@@ -25,9 +25,14 @@ class Modes(Section):
 
 
 class EachClassReward(Section):
-    """The log-probability of the class that is the condition: the posteriors of all ten, as one network's."""
+    """The log-probability of the class that is the condition: the posteriors of all ten, as one network's. Or those of
+    groups of classes."""
 
     kind: Literal["each_class"]
+    groups: Annotated[list[Annotated[list[Label], Field(min_length=1)]], Field(min_length=2, max_length=10)] | None = (
+        None
+    )
+    """lists of classes, of which any will do; the condition is the number of a list. null for each class by itself"""
     strength: Number = 1.0
     """multiplies the log-probability"""
     classifier: Literal["reward", "judge"] = "reward"

@@ -38,7 +38,8 @@ class PretrainedProblem(Problem):
 
     judge: Any = None
     labels: Any = None
-    classifier: Any = None
+    classifier: Any = None  # log-probabilities of all conditions
+    groups: Any = ()  # the classes of every condition
     merge: Callable[[Any], Any] | None = None
     points: Any = None
     prior_samples: int = 0
@@ -46,7 +47,7 @@ class PretrainedProblem(Problem):
 
     @property
     def num_classes(self) -> int:  # type: ignore[override]
-        return 0 if self.classifier is None else 10
+        return len(self.groups)
 
     @property
     def brings_data(self) -> bool:  # type: ignore[override]
@@ -94,7 +95,10 @@ class PretrainedProblem(Problem):
         found: dict[str, Any] = {"diversity": diversity(x, shares)}
         if self.judge is not None:
             seen = np.asarray(jax.lax.map(self.judge, jnp.asarray(x), batch_size=64)).argmax(-1)
-            wanted = seen == condition if condition is not None else np.isin(seen, self.labels)
+            if condition is None:
+                wanted = np.isin(seen, self.labels)
+            else:
+                wanted = np.array([each in self.groups[i] for each, i in zip(seen, condition, strict=True)])
             found |= {
                 "judged_as_wanted": float(shares @ wanted),
                 "judged_classes": np.bincount(seen, weights=shares, minlength=10),
@@ -138,13 +142,15 @@ def build_pretrained(config: FinetuneRun, settings: Pretrained) -> PretrainedPro
         raise ConfigError(f"problem.model = {settings.model} has no weights to tune")
     if config.reward_gradient and prior.process.is_discrete:
         raise ConfigError("reward_gradient is of models of numbers: leave it out for tokens")
-    classifier, log_reward = None, None
+    classifier, log_reward, groups = None, None, ()
     if each:
         if prior.process.is_discrete or prior.condition is None or np.shape(prior.condition) != ():
             raise ConfigError(
                 f"problem.reward.kind = each_class is for models whose condition is a class; {settings.model} is none"
             )
-        classifier = load_classifier(reward.classifier)
+        groups = tuple(map(tuple, reward.groups or [[label] for label in range(10)]))
+        members = np.array([np.isin(np.arange(10), group) for group in groups])
+        classifier = jax.tree_util.Partial(_of_groups, load_classifier(reward.classifier), jnp.asarray(members))
         log_reward = jax.tree_util.Partial(_of_class, classifier, reward.strength)
     else:
         function, host = build_reward(reward)
@@ -208,6 +214,7 @@ def build_pretrained(config: FinetuneRun, settings: Pretrained) -> PretrainedPro
         judge=judge,
         labels=labels,
         classifier=classifier,
+        groups=groups,
         merge=merge,
         points=points,
         prior_samples=settings.prior_samples or 0,
@@ -260,6 +267,11 @@ def forget_classes(params: Any) -> Any:
         raise ConfigError("problem.reward.kind = each_class needs a network with an embedding of classes")
     rows = params["class_embedding"]["embedding"]
     return params | {"class_embedding": {"embedding": jnp.broadcast_to(rows[-1], rows.shape)}}
+
+
+def _of_groups(log_probabilities: Callable[[Any], Any], members: Any, x: Any) -> Any:
+    """That x is of any class of a group, of every group."""
+    return jax.nn.logsumexp(jnp.where(members, log_probabilities(x), -jnp.inf), axis=-1)
 
 
 def _of_class(log_probabilities: Callable[[Any], Any], strength: Any, x: Any, label: Any) -> Any:
