@@ -142,13 +142,14 @@ def build_pretrained(config: FinetuneRun, settings: Pretrained) -> PretrainedPro
         raise ConfigError(f"problem.model = {settings.model} has no weights to tune")
     if config.reward_gradient and prior.process.is_discrete:
         raise ConfigError("reward_gradient is of models of numbers: leave it out for tokens")
-    classifier, log_reward, groups = None, None, ()
+    classifier, log_reward = None, None
+    groups: tuple[tuple[int, ...], ...] = ()
     if each:
         if prior.process.is_discrete or prior.condition is None or np.shape(prior.condition) != ():
             raise ConfigError(
                 f"problem.reward.kind = each_class is for models whose condition is a class; {settings.model} is none"
             )
-        groups = tuple(map(tuple, reward.groups or [[label] for label in range(10)]))
+        groups = tuple(tuple(group) for group in reward.groups or [[label] for label in range(10)])
         members = np.array([np.isin(np.arange(10), group) for group in groups])
         classifier = jax.tree_util.Partial(_of_groups, load_classifier(reward.classifier), jnp.asarray(members))
         log_reward = jax.tree_util.Partial(_of_class, classifier, reward.strength)
