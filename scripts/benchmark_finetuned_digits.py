@@ -2,27 +2,29 @@
 
     rnejax finetune digits_posterior --output outputs/digits_posterior
     python scripts/benchmark_finetuned_digits.py outputs/digits_posterior/model.safetensors [--samples 20]
+    python scripts/benchmark_finetuned_digits.py outputs/digits_even_odd/model.safetensors --config digits_even_odd
 
-For each of the ten classes y, samples of p(x) P(y | x) / Z(y), with the model that is told no class and the classifier
-"reward", by
+For each of the ten classes y, or for even and odd digits, samples of p(x) P(y | x) / Z(y), with the model that is told
+no class and the classifier "reward", by
 
 - untuned: the model as it is
 - guided: its denoiser moved by the gradient of log P(y | x_0), ``--strength`` times the shift that tilts a Gaussian, no
   weights: what is done in practice
-- tuned: the network of `rnejax finetune digits_posterior`, whose condition is the class
+- tuned: the network of `rnejax finetune CONFIG`, whose condition is y
 - REINFORCE: another one, tuned by the score function with as many paths, all generated (``--reinforce MODEL``, made
   by ``--train-reinforce``)
 - steered: one of N particles of `rnejax.steer`, by weight, for N = 1, 8, 64
 - tuned and steered: one of eight particles that the tuned network proposes
 
-and, for comparison, the model when it is told the class, and real images (test against validation).
+and, for comparison, the model when it is told the class (of ten), and real images (test against validation).
 
 Every method has the same grid. "Evaluations" are those of a network for one sample. Judged by the classifier "judge",
 which no method has seen: log-probability of the class and share of samples that it takes for it; the energy distance
 (relative, squared) of its features between samples and test images of the class; and the root mean square distance of
-two samples of a class, per pixel. Means over classes, and standard errors of these.
+two samples of a class, per pixel. Means over ten batches, and standard errors of these: one batch of each class, or
+five of even and five of odd digits.
 
-Writes docs/tables/finetuned_digits.{json,md} and docs/pictures/finetuned_digits.png.
+Writes docs/tables/finetuned_{digits,even_odd}.{json,md} and docs/pictures/finetuned_digits.png.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from reinforce import reinforce_loss
+from scipy.special import logsumexp
 
 import rnejax as rj
 from rnejax import plot
@@ -98,9 +101,10 @@ def samplers(problem: Any, tuned: Any, reinforced: Any, strength: float) -> dict
     found: dict[str, tuple[float, Sampler]] = {
         "untuned": (steps, plain(lambda label: problem.prior)),
         f"guided ({strength:g})": (steps, plain(with_guidance)),
-        "told the class": (steps, plain(lambda label: told.with_condition(jnp.int32(label)))),
-        "tuned": (steps, plain(lambda label: tuned.with_condition(jnp.int32(label)))),
     }
+    if problem.num_classes == 10:
+        found["told the class"] = (steps, plain(lambda label: told.with_condition(jnp.int32(label))))
+    found["tuned"] = (steps, plain(lambda label: tuned.with_condition(jnp.int32(label))))
     if reinforced is not None:
         found["REINFORCE"] = (steps, plain(lambda label: reinforced.with_condition(jnp.int32(label))))
     for n in (1, 8, 64):
@@ -123,16 +127,16 @@ def judge(problem: Any, x: np.ndarray, label: int, real: np.ndarray) -> dict[str
     rewards = np.asarray(jax.lax.map(problem.classifier, jnp.asarray(x), batch_size=64))
     return {
         "log_reward": float(rewards[:, label].mean()),
-        "log_judge": float(said[:, label].mean()),
-        "as_wanted": float((said.argmax(-1) == label).mean()),
+        "log_judge": float(logsumexp(said[:, problem.groups[label]], axis=1).mean()),
+        "as_wanted": float(np.isin(said.argmax(-1), problem.groups[label]).mean()),
         "distance": relative_energy_distance(features(x), features(real)),
         "diversity": diversity(x, np.full(len(x), 1 / len(x))),
     }
 
 
-def real_images(split: str, label: int) -> np.ndarray:
+def real_images(split: str, group: tuple[int, ...]) -> np.ndarray:
     data = digits.load(split)
-    return np.asarray(digits.dequantise(jax.random.key(0), data.images[data.labels == label]))
+    return np.asarray(digits.dequantise(jax.random.key(0), data.images[np.isin(data.labels, group)]))
 
 
 def encode(images: np.ndarray) -> str:
@@ -154,7 +158,7 @@ def table(report: dict[str, Any]) -> str:
         "diversity": "diversity",
     }
     lines = [
-        f"{report['samples']} samples of each of ten classes, {report['steps']} steps.",
+        f"Ten batches of {report['samples']} samples, {report['steps']} steps.",
         "",
         "| | evaluations per sample | " + " | ".join(columns.values()) + " |",
         "|---" * (2 + len(columns)) + "|",
@@ -173,13 +177,14 @@ def main() -> None:
     parser.add_argument("tuned", help="model.safetensors of rnejax finetune digits_posterior")
     parser.add_argument("--reinforce", default=None, help="the model of REINFORCE")
     parser.add_argument("--train-reinforce", default=None, metavar="MODEL", help="make it, and stop")
-    parser.add_argument("--samples", type=int, default=20, help="of each class")
+    parser.add_argument("--config", choices=["digits_posterior", "digits_even_odd"], default="digits_posterior")
+    parser.add_argument("--samples", type=int, default=20, help="of a batch")
     parser.add_argument("--strength", type=float, default=4.0)
     parser.add_argument("--methods", nargs="+", default=None)
     parser.add_argument("--output", type=Path, default=Path("docs/tables"))
     parser.add_argument("--pictures", type=Path, default=Path("docs/pictures"))
     arguments = parser.parse_args()
-    config: Any = load_config(FinetuneRun, "digits_posterior", [])
+    config: Any = load_config(FinetuneRun, arguments.config, [])
     problem: Any = build_problem(config)
     if arguments.train_reinforce:
         only_generated = config.model_copy(update={"sources": {"generated": 1.0}})
@@ -195,7 +200,10 @@ def main() -> None:
     tuned = rj.load_model(arguments.tuned)
     reinforced = None if arguments.reinforce is None else rj.load_model(arguments.reinforce)
     methods = samplers(problem, tuned, reinforced, arguments.strength)
-    path = arguments.output / "finetuned_digits.json"
+    name = {"digits_posterior": "finetuned_digits", "digits_even_odd": "finetuned_even_odd"}[arguments.config]
+    path = arguments.output / f"{name}.json"
+    # Ten, whatever there are of conditions: each class once, even and odd digits five times.
+    batches = [condition for condition in range(problem.num_classes) for _ in range(10 // problem.num_classes)]
     report: dict[str, Any] = {"samples": arguments.samples, "steps": len(problem.times) - 1, "rows": {}}
     if path.exists() and (stored := json.loads(path.read_text()))["samples"] == arguments.samples:
         report = stored
@@ -204,21 +212,24 @@ def main() -> None:
         if name in report["rows"] or (arguments.methods is not None and name not in arguments.methods):
             continue
         rows, some = [], []
-        for label in range(10):
-            x = sampler(jax.random.fold_in(jax.random.key(7), label), label, arguments.samples)
-            rows.append(judge(problem, x, label, real_images("test", label)))
+        for i, label in enumerate(batches):
+            x = sampler(jax.random.fold_in(jax.random.key(7), i), label, arguments.samples)
+            rows.append(judge(problem, x, label, real_images("test", problem.groups[label])))
             some.append(x[:2])
         shown = encode(np.stack(some))
         report["rows"][name] = {"evaluations": evaluations, "classes": rows, "shown": shown}
         path.write_text(json.dumps(report) + "\n")
         print(name, {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}, flush=True)
-    real = [
-        judge(problem, real_images("validation", label)[: arguments.samples], label, real_images("test", label))
-        for label in range(10)
-    ]
+    real = []
+    for i, label in enumerate(batches):
+        parts = 10 // problem.num_classes
+        some = real_images("validation", problem.groups[label])[i % parts :: parts]
+        real.append(judge(problem, some[: arguments.samples], label, real_images("test", problem.groups[label])))
     report["rows"]["real images"] = {"evaluations": "", "classes": real}
     path.write_text(json.dumps(report) + "\n")
-    (arguments.output / "finetuned_digits.md").write_text(table(report))
+    path.with_suffix(".md").write_text(table(report))
+    if problem.num_classes < 10:
+        return
     groups = {
         name.replace(" and ", "\nand ").replace(", N", ",\nN"): decode(row["shown"])
         for name, row in report["rows"].items()

@@ -9,7 +9,7 @@ network evaluations (prior's and posterior's, of one state) for its paths, the r
 - generated: the model's own paths (on-policy); log Z learned, or VarGrad
 - inflated: a fifth of the paths with twice the variance
 - noised: a fifth of the paths are noised data of the replay buffer (off-policy)
-- back and forth: a fifth go half-way up from data of the buffer and down again
+- back and forth: a fifth go half-way up from data of the buffer and down again, or all the way
 - REINFORCE: the gradient of E[log r - log K_phi / K] by the score function, with the batch's mean as baseline; the same
   in expectation as VarGrad on-policy, but for the bound on residuals
 - not tuned: the guided denoiser to begin with
@@ -50,6 +50,10 @@ TRAINED: dict[str, dict[str, Any]] = {
     "generated and inflated, VarGrad": {"sources": {"generated": 0.8, "inflated": 0.2}},
     "generated and noised, VarGrad": {"sources": {"generated": 0.8, "noised": 0.2}},
     "generated, and back and forth": {"sources": {"generated": 0.8, "back_and_forth": 0.2}, "turn": 0.5},
+    "generated, and all the way back and forth": {
+        "sources": {"generated": 0.8, "back_and_forth": 0.2},
+        "turn": 1.0,
+    },
     "REINFORCE + KL": {"sources": {"generated": 1.0}},
 }
 UNTRAINED = ("importance sampling from the prior", "steer, default schedule", "steer, late schedule")
