@@ -364,25 +364,31 @@ class SignalAtEndWarning(UserWarning):
     """Generation starts from noise, but at the end of the grid much of the data is still there."""
 
 
-def warn_of_signal(model: DiffusionModel, times: np.ndarray, max_fraction: float = 0.1) -> None:
+def warn_of_signal(
+    model: DiffusionModel, times: np.ndarray, max_fraction: float = 0.1, *, own_prior_helps: bool = True
+) -> None:
     """Warn where the grid is too coarse for the process, or where the signal's share is above ``max_fraction`` at the
-    last time of a model without a prior of its own.
+    last time of a model without a prior of its own, or of any where that does not help.
 
     The share is alpha^2 data_std^2 / V_t of the reference's variance, or alpha_t of the tokens. The default prior is
     the reference there. It knows nothing of the data but their variance, or their vocabulary, and the larger the
     share that is signal, the more the law of the samples and their densities is the reference's.
     """
     model.process.warn_of_grid(times)
-    if model.has_prior:
+    if model.has_prior and own_prior_helps:
         return
     last = times[-1]
     fraction = float(model.process.signal_fraction(last))
     if fraction > max_fraction:
         what = "tokens" if model.process.is_discrete else "reference's variance"
+        end = f"end it near t_max = {model.process.t_max:g}"
+        advice = (
+            f"the default prior is no good stand-in for the data: {end}, or give the model a prior"
+            if own_prior_helps
+            else f"what is generated still depends on where it starts, and the tilt of that law is missing: {end}"
+        )
         warnings.warn(
-            f"the grid ends at t = {last:.6g}, where {fraction:.0%} of the {what} is signal, so that the "
-            f"default prior is no good stand-in for the data: end it near t_max = {model.process.t_max:g}, or give the "
-            "model a prior",
+            f"the grid ends at t = {last:.6g}, where {fraction:.0%} of the {what} is signal, so that {advice}",
             SignalAtEndWarning,
             stacklevel=3,
         )

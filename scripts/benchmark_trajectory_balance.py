@@ -229,9 +229,9 @@ def table(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     second = [
-        "| | lower bound (nats) | importance sampling (nats) | upper bound (nats) | effective sample share | "
-        "residual variance | steered with it: log Z | TV | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | lower bound (nats) | log Z as learned | importance sampling (nats) | upper bound (nats) | "
+        "effective sample share | residual variance | steered with it: log Z | TV | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in (*FLOORS, *TRAINED, *UNTRAINED):
         results = list(methods.get(name, {}).values())
@@ -259,6 +259,7 @@ def table(report: dict[str, Any]) -> str:
                 [
                     f"| {name}",
                     with_error(values("log_normalizer_lower_bound")),
+                    with_error([result.get("log_normalizer_learned") for result in results]),
                     with_error(importance),
                     with_error(values("log_normalizer_upper_bound")),
                     with_error(values("effective_sample_share"), 2),

@@ -50,8 +50,8 @@ def evaluate(name: str, policy: Policy, *, num_episodes: int = 10, seed: int = 0
       num_episodes: each begins as gymnasium seeds it.
       seed: of the environments and of the policy's keys.
 
-    An episode that ends early earns nothing more. Raises what `make_environments` does, and ValueError for actions that
-    are not finite.
+    An episode that ends early earns nothing more; without a limit of time, one that never ends is never done. Raises
+    what `make_environments` does, and ValueError for actions that are not finite.
     """
     environments = make_environments(name, num_episodes)
     try:

@@ -76,6 +76,17 @@ def check_sizes(config: FinetuneRun, problem: Problem) -> None:
         )
     if config.normalizer == "learned" and problem.conditions(1) is not None and not problem.num_classes:
         raise ConfigError("normalizer = learned is for one log Z, or one for each class: take batch")
+    if (
+        config.normalizer == "batch"
+        and config.paths_per_condition == 1
+        and problem.conditions(1) is not None
+        and not problem.num_classes
+        and set(config.sources) != {"back_and_forth"}
+    ):
+        raise ConfigError(
+            "paths_per_condition must be at least 2 for normalizer = batch: a path that is alone with its condition "
+            "teaches nothing"
+        )
     if settings.batch_size % config.paths_per_condition:
         raise ConfigError(
             f"paths_per_condition = {config.paths_per_condition} must divide training.batch_size = "

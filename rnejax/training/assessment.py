@@ -40,9 +40,13 @@ def assess(generated: Trajectories, noised: Trajectories | None = None) -> Asses
       noised: paths of samples of the posterior itself (``x`` of the same function), where there are any.
 
     Raises:
-      ValueError: for fewer than two paths, or none of a reward above zero.
+      ValueError: for fewer than two paths, none of a reward above zero, or a reward or ratio that is no number.
     """
     log_weights = np.asarray(generated.log_reward - generated.log_ratio, np.float64)
+    if np.isnan(log_weights).any():
+        raise ValueError(
+            f"{np.isnan(log_weights).sum()} of {len(log_weights)} paths have a reward or ratio that is NaN"
+        )
     if len(log_weights) < 2 or not np.isfinite(log_weights).any():
         raise ValueError("two paths or more, and one of a reward above zero, are needed to say anything")
     relative = np.exp(log_weights - log_weights.max())

@@ -19,6 +19,7 @@ from ..checks import check_count, check_number
 from ..density import check_times, sample
 from ..kernels import Array
 from ..model import DiffusionModel
+from .paths import first_step
 from .trajectory_balance import (
     Trajectories,
     back_and_forth_residual,
@@ -29,6 +30,9 @@ from .trajectory_balance import (
 
 class FineTuned(NamedTuple):
     """What fine-tuning learns: the weights of the posterior, and log Z, or the weights of what says it.
+
+    A learned log Z is what residuals are measured from; until the posterior is reached it is too low, by about the gap
+    of the lower bound, and `assess` has the estimate to quote.
 
     log Z wants a larger learning rate than weights do:
 
@@ -118,12 +122,15 @@ def trajectory_balance_loss(
     if normalizer not in ("learned", "batch") and not callable(normalizer):
         raise ValueError(f"normalizer must be 'learned', 'batch' or a function, got {normalizer!r}")
     check_count("paths_per_condition", paths_per_condition)
-    if not bound > 0:
-        raise ValueError(f"bound must be positive, math.inf for none: got {bound}")
+    if not (isinstance(bound, (int, float)) and bound > 0):
+        raise ValueError(f"bound must be positive, math.inf for none: got {bound!r}")
     if not 0 < check_number("turn", turn) <= 1:
         raise ValueError(f"turn must be a share of the steps, above 0 and at most 1: got {turn}")
     check_number("inflation", inflation, positive=True)
     times = check_times(posterior, times)
+    first_step(times, above)
+    if num_steps is not None:
+        check_count("num_steps", num_steps)
     part = times[: max(2, round(turn * (len(times) - 1)) + 1)]
 
     def reward(*arguments: Any) -> Array:
@@ -138,6 +145,8 @@ def trajectory_balance_loss(
         return jnp.asarray(tuned.log_normalizer)
 
     def loss(key: Array, tuned: FineTuned, batch: Any) -> tuple[Array, dict[str, Array]]:
+        if not isinstance(tuned, FineTuned):
+            raise TypeError(f"fit learns FineTuned(weights, log_normalizer) here, not {type(tuned).__name__}")
         model = posterior.with_params(tuned.weights)
         examples = batch if isinstance(batch, Examples) else Examples(batch)
         if callable(normalizer) and examples.condition is None:
@@ -220,6 +229,8 @@ def _repeat(examples: Examples, times: int) -> Examples:
 
 
 def _check_sources(sources: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(sources, Mapping):
+        raise ValueError(f"sources must be names with their shares, such as {{'generated': 1.0}}: got {sources!r}")
     unknown = [name for name in sources if name not in SOURCES]
     if unknown:
         raise ValueError(f"sources must be among {', '.join(SOURCES)}: got {', '.join(map(str, unknown))}")

@@ -92,7 +92,7 @@ def make_walk(
     above: float | None = None,
 ) -> Walk:
     key_start, key_steps, key_chosen = jax.random.split(key, 3)
-    first = _first_step(times, above)
+    first = first_step(times, above)
     differing = len(times) - 1 - first
     origin = None
     if x is not None:
@@ -128,7 +128,7 @@ def make_walk(
     )
 
 
-def _first_step(times: np.ndarray, above: float | None) -> int:
+def first_step(times: np.ndarray, above: float | None) -> int:
     """How many steps there are at whose upper end, where models are asked, the time is not above ``above``."""
     if above is None:
         return 0

@@ -54,23 +54,25 @@ class ReplayBuffer:
 
         Raises:
           ValueError: for a size below 1, conditions of another number, or what the residual refuses.
+          FloatingPointError: where a reward is NaN or +inf.
         """
         check_key(key)
         check_count("size", size)
         made = self._propose(key, self.posterior.params, condition, prior_condition, size)
-        return Examples(made.x, condition, prior_condition, _log_weights(made))
+        return Examples(made.x, condition, prior_condition, _log_weights(made))  # of which none is NaN or +inf
 
     def renew(self, key: Array, tuned: FineTuned, examples: Examples) -> Examples:
         """Every row proposed to once; rows of zero weight (a reward of zero) take what comes.
 
         Raises:
-          FloatingPointError: where a reward is NaN.
+          ValueError: for examples that this buffer has not started.
+          FloatingPointError: where a reward is NaN or +inf.
         """
+        if examples.log_weights is None:
+            raise ValueError("examples have no log_weights: begin with those of ReplayBuffer.start")
         key_paths, key_accept = jax.random.split(key)
         made = self._propose(key_paths, tuned.weights, examples.condition, examples.prior_condition, len(examples.x))
         log_weights = _log_weights(made)
-        if not bool(jnp.all(jnp.isfinite(log_weights) | (log_weights == -jnp.inf))):
-            raise FloatingPointError("a reward of the replay buffer's new paths is NaN or +inf: look at log_reward")
         log_uniforms = jnp.log(jax.random.uniform(key_accept, log_weights.shape, minval=1e-30))
         old = examples.log_weights
         accept = (old == -jnp.inf) | (log_uniforms < log_weights - jnp.where(old == -jnp.inf, 0.0, old))
@@ -79,4 +81,8 @@ class ReplayBuffer:
 
 
 def _log_weights(paths: Trajectories) -> Array:
-    return paths.log_reward - paths.log_ratio
+    log_weights = paths.log_reward - paths.log_ratio
+    # A row of such a weight would stay for ever.
+    if not bool(jnp.all(jnp.isfinite(log_weights) | (log_weights == -jnp.inf))):
+        raise FloatingPointError("a reward of the replay buffer's new paths is NaN or +inf: look at log_reward")
+    return log_weights

@@ -38,7 +38,8 @@ class Trajectories(NamedTuple):
       x: at the smallest time, in the user's coordinates, (n, *shape).
       log_ratio: sum over steps of log K_phi(x_s | x_t) - log K(x_s | x_t), in nats, (n,).
       log_reward: log r(x), in nats, (n,).
-      residual: log Z + log_ratio - log_reward, (n,); +inf where the reward is zero.
+      residual: log Z + log_ratio - log_reward, (n,); +inf where the reward is zero, and no loss then has a gradient:
+        `trajectory_balance_loss` counts such a reward as a very small one.
     """
 
     x: Array
@@ -70,7 +71,8 @@ def trajectory_balance_residual(
       key: a typed key.
       posterior: the model that is tuned; gradients are those of its ``params``, through the means of its kernels (or
         their probabilities). Covariances that a network has (`diagonal`, `full`) count with what they are.
-      prior: the model that it started from, of the same process and covariance.
+      prior: the model that it started from, of the same process, shape and transform. With another covariance than the
+        posterior's, two models of the same denoiser are not the same, and the residual says so.
       times: increasing times; paths have their steps.
       log_reward: log r of one example in the user's coordinates, in nats; -inf where r is zero. With ``condition``,
         log_reward(x, condition).
@@ -84,11 +86,13 @@ def trajectory_balance_residual(
         and what is evaluated are the kernels as they are. Numbers that diffuse only.
       num_steps: of the gradient: so many steps, drawn at random and counted for all. Unbiased and cheaper; it needs
         the memory of so many steps at once, whatever their number on the path.
-      averaged: the gradient of each step of a noised path is that of its log-ratio on average over where the step ends,
-        given where it begins and x, which has the same mean and less noise. The residual stays that of the path, and so
-        does where the gradient vanishes. Of scalar Gaussian noise, and of tokens one by one (`AnyOrder`), over which of
-        them is the next. (Of generated paths the same would be no gradient: there the model is no exact reversal of the
-        noise, and a mean of the residuals that is not zero would teach it to be one.)
+      averaged: the gradient of each step's log-ratio is its average over where the step ends, given where it begins
+        and x; the residual that it is multiplied by stays that of the path. It has much less noise, and leaves out what
+        residual and gradient owe to the same draw: it is zero on average at the posterior and the loss's own gradient
+        at the prior, where residuals know nothing of the noise, and no gradient of the loss in between. A posterior
+        that cannot be reached is approached in another sense. Of noised paths; of scalar Gaussian noise, and of tokens
+        one by one (`AnyOrder`), over which of them is the next. (Of generated paths the model is no exact reversal of
+        the noise, and a mean of the residuals that is not zero would teach it to be one.)
       above: for a posterior that is the prior at times up to this one, such as a network whose classes count above it
         only: there all ratios are 1, noised paths leap over these steps, and ``num_steps`` chooses among the others. It
         is not checked.
@@ -97,11 +101,16 @@ def trajectory_balance_residual(
 
     Raises:
       ValueError: for models of different processes or shapes, times or points that do not suit, a posterior without
-        weights, an inflation that is not positive or of tokens, or counts that are not integers of at least 1.
+        weights, an inflation that is not positive or of tokens, counts that are not integers of at least 1, or a reward
+        that is not one number.
+
+    Warns:
+      SignalAtEndWarning: where a good part of the data is left at the largest time, so that the law that paths start
+        from has a tilt of its own. A prior with a law of its own there is no way out of that.
     """
     _check_models(key, posterior, prior)
     times = check_times(posterior, times)
-    warn_of_signal(prior, times)
+    warn_of_signal(prior, times, own_prior_helps=False)
     num_paths = check_count("num_paths", num_paths)
     conditions = _check_conditions(posterior, prior, condition, prior_condition, num_paths if x is None else len(x))
     walk = make_walk(
@@ -161,6 +170,8 @@ def _weighed(
     x = jax.vmap(prior.transform.to_data)(jax.lax.stop_gradient(state))
     arguments = (x,) if condition is None else (x, condition)
     rewards = jax.lax.stop_gradient(jax.vmap(log_reward)(*arguments))
+    if jnp.shape(rewards) != (len(x),):
+        raise ValueError(f"log_reward of one example must return one number, got shape {jnp.shape(rewards)[1:]}")
     return Trajectories(x, ratio, rewards, log_normalizer + ratio - rewards)
 
 
@@ -170,6 +181,11 @@ def _check_models(key: Array, posterior: DiffusionModel, prior: DiffusionModel) 
         raise ValueError(
             f"posterior and prior must be models of one process and shape: {posterior.process} with {posterior.shape}, "
             f"{prior.process} with {prior.shape}"
+        )
+    if type(posterior.transform) is not type(prior.transform):
+        raise ValueError(
+            f"posterior and prior must have one transform, in whose coordinates rewards are: got {posterior.transform} "
+            f"and {prior.transform}"
         )
     if posterior.params is None:
         raise ValueError("posterior has no weights to tune: DiffusionModel(process, fn, ..., params=weights)")
@@ -190,30 +206,48 @@ def _check_conditions(
     return found[0], found[1]
 
 
-def batch_log_normalizer(
-    paths: Trajectories, condition: Any = None, *, bound: float = math.inf, num_iterations: int = 20
-) -> Array:
+def batch_log_normalizer(paths: Trajectories, condition: Any = None, *, bound: float = math.inf) -> Array:
     """VarGrad's estimate of log Z: the mean of log r - log_ratio over the paths of a batch, which the loss holds fixed.
 
     residual^2 / 2 with it is half the variance of the residuals, whose gradient does not depend on log Z: it is the
     number that minimises the batch's loss. For a loss that grows linearly beyond a ``bound`` this is not the mean but
-    Huber's estimate of location, for which a few paths of hardly any reward are a few and no more; found by iteratively
-    reweighted means.
+    Huber's estimate of location, for which a few paths of hardly any reward are a few and no more; found by bisection
+    to the precision of the values.
 
     With a condition for every path, (n,): the estimates for paths of equal conditions. A path that is alone with its
-    condition has a residual of zero, and teaches nothing.
+    condition has a residual of zero, and teaches nothing. Without a bound, a reward of zero (-inf) makes the estimate
+    of its condition -inf.
     """
     values = jax.lax.stop_gradient(paths.log_reward - paths.log_ratio)
     equal = jnp.ones((1, len(values)), values.dtype) if condition is None else equal_conditions(condition)
-    found = equal @ values / jnp.sum(equal, axis=1)
+
+    def mean(each: Array) -> Array:
+        return jnp.sum(jnp.where(equal > 0, each, 0.0), axis=1) / jnp.sum(equal, axis=1)
+
+    found = mean(values[None])
     if math.isfinite(bound):
+        possible = (equal > 0) & jnp.isfinite(values)
+        low = jnp.min(jnp.where(possible, values, jnp.inf), axis=1) - bound
+        high = jnp.max(jnp.where(possible, values, -jnp.inf), axis=1)
 
-        def again(found: Array, _: None) -> tuple[Array, None]:
-            distances = jnp.abs(values[None] - found[:, None])
-            weights = equal * bound / jnp.maximum(distances, bound)
-            return weights @ values / jnp.sum(weights, axis=1), None
+        def slope(estimate: Array) -> Array:
+            """Of the loss, less than zero below its minimum."""
+            return -mean(jnp.clip(values[None] - estimate[:, None], -bound, bound))
 
-        found, _ = jax.lax.scan(again, found, None, length=num_iterations)
+        def halve(ends: tuple[Array, Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array, Array], None]:
+            # Where the loss is flat, between values that are far apart, both ends of its minimum, low and high.
+            a, b, c, d = ends
+            first, last = 0.5 * (a + b), 0.5 * (c + d)
+            is_below, is_not_above = slope(first) < 0, slope(last) <= 0
+            a, b = jnp.where(is_below, first, a), jnp.where(is_below, b, first)
+            c, d = jnp.where(is_not_above, last, c), jnp.where(is_not_above, d, last)
+            return (a, b, c, d), None
+
+        bits = 2 + jnp.finfo(values.dtype).nmant
+        (a, _, _, d), _ = jax.lax.scan(halve, (low, high, low, high), None, length=bits)
+        # Where nothing is beyond the bound, the mean, to its own precision.
+        beyond = ~jnp.all((equal == 0) | (jnp.abs(values[None] - found[:, None]) <= bound), axis=1)
+        found = jnp.where(beyond & jnp.any(possible, axis=1), 0.5 * (a + d), found)
     return found[0] if condition is None else found
 
 

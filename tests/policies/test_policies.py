@@ -189,6 +189,46 @@ class TestEnvironments:
         assert steps < 500
         assert found[0] == pytest.approx(total, rel=1e-4)
 
+    def countdown(self):
+        """Names of an environment that ends after 2 or 3 steps, by its seed, and of one that is out of time after 2."""
+        gymnasium = self.gymnasium
+
+        class Countdown(gymnasium.Env):
+            observation_space = gymnasium.spaces.Box(-10.0, 10.0, (1,))
+            action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+            def reset(self, *, seed=None, options=None):
+                super().reset(seed=seed)
+                if seed is not None:
+                    self.length = 2 + seed % 2
+                self.left = self.length
+                return np.full(1, self.left, np.float32), {}
+
+            def step(self, action):
+                self.left -= 1
+                return np.full(1, self.left, np.float32), 1.0, self.left == 0, False, {}
+
+        for name, limit in {"Countdown-v0": 10, "ShortCountdown-v0": 2}.items():
+            if name not in gymnasium.registry:
+                gymnasium.register(name, entry_point=Countdown, max_episode_steps=limit)
+        return "Countdown-v0", "ShortCountdown-v0"
+
+    def test_what_is_earned_after_an_end_does_not_count(self):
+        """Environments that have ended begin again while others go on."""
+        idle = lambda key, seen: np.zeros((len(seen), 1))  # noqa: E731
+        name, short = self.countdown()
+        np.testing.assert_array_equal(policies.evaluate(name, idle, num_episodes=4, seed=0), [2, 3, 2, 3])
+        np.testing.assert_array_equal(policies.evaluate(short, idle, num_episodes=4, seed=0), [2, 2, 2, 2])
+
+    def test_an_episode_that_is_out_of_time_has_not_ended(self):
+        """Its last state is worth something; what is seen next is not the next episode's beginning."""
+        idle = lambda key, seen: np.zeros((len(seen), 1))  # noqa: E731
+        _, short = self.countdown()
+        data = policies.collect(short, idle, num_steps=8, num_envs=2, seed=0)
+        np.testing.assert_array_equal(data.observations[:, 0], [2, 3, 1, 2, 2, 3, 1, 2])
+        np.testing.assert_array_equal(data.next_observations[:, 0], [1, 2, 0, 1, 1, 2, 0, 1])
+        np.testing.assert_array_equal(data.terminals, [False, False, True, False] * 2)
+
     def test_what_is_collected_ends_where_episodes_do(self):
         pytest.importorskip("mujoco")
         data = policies.collect("Hopper-v5", lambda key, seen: np.ones((len(seen), 3)), num_steps=400, num_envs=2)

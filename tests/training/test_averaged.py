@@ -9,6 +9,7 @@ import pytest
 
 import rnejax as rj
 from rnejax.processes import AnyOrder, Cosine, Masked
+from rnejax.systems import GaussianMixture
 from rnejax.training import Examples, FineTuned, trajectory_balance_loss, trajectory_balance_residual
 from rnejax.training.fine_tuning import SOURCES
 from rnejax.training.paths import _averaged, make_walk, path_log_ratio
@@ -67,6 +68,37 @@ def test_no_gradient_passes_through_own_samples():
         return 0.5 * jnp.mean(paths.residual**2)
 
     np.testing.assert_allclose(found, jax.grad(given)(posterior.params), rtol=1e-4, atol=1e-5)
+
+
+def test_averaged_gradients_are_those_of_the_loss_at_the_prior_and_not_in_between():
+    """There residuals know nothing of the draws; elsewhere what both owe to the same draw is left out."""
+    mixture = GaussianMixture([[0.0]], 1.0)
+    process = Cosine(t_max=1.0, data_std=mixture.std)
+    prior, times = mixture.model(process, "x0", "diagonal"), rj.time_grid(process, 8, kind="uniform")
+
+    def fn(shift, x, t, condition):
+        return prior.denoise(x, t) + shift
+
+    posterior = rj.DiffusionModel(process, fn, "x0", "diagonal", shape=(1,), params=jnp.zeros(1))
+    x = 1.0 + jax.random.normal(jax.random.key(1), (20_000, 1))  # of the posterior under r = e^x, whose log Z is 1/2
+
+    @partial(jax.jit, static_argnums=2)
+    def gradient(key, shift, averaged):
+        def squared(shift):
+            model = posterior.with_params(shift)
+            options = {"x": x, "averaged": averaged}
+            paths = trajectory_balance_residual(key, model, prior, times, lambda x: x[0], 0.5, **options)
+            return 0.5 * jnp.mean(paths.residual**2)
+
+        return jax.grad(squared)(jnp.full(1, shift))[0]
+
+    keys = jax.random.split(KEY, 8)
+    scores = []
+    for shift in (0.0, 0.3):
+        plain, averaged = (np.array([gradient(key, shift, each) for key in keys]) for each in (False, True))
+        error = np.sqrt((plain.var(ddof=1) + averaged.var(ddof=1)) / len(keys))
+        scores.append(abs(plain.mean() - averaged.mean()) / error)
+    assert scores[0] < 5 < 15 < scores[1]
 
 
 # ------------------------------------------------------------------------------------------------ tokens, one by one

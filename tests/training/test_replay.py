@@ -147,7 +147,11 @@ def test_what_cannot_be_a_buffer_is_refused():
 
 
 def test_a_reward_that_is_no_number_is_told():
+    """A row of such a weight would stay for ever."""
     buffer = ReplayBuffer(tuned_model(), LAW.one_by_one(), TIMES, lambda x: jnp.where(code(x) == 3, jnp.nan, 0.0))
-    examples = buffer.start(KEY, 50)
-    with pytest.raises(FloatingPointError, match="a reward of the replay buffer's new paths is NaN"):
+    words = "a reward of the replay buffer's new paths is NaN"
+    with pytest.raises(FloatingPointError, match=words):
+        buffer.start(KEY, 50)
+    examples = ReplayBuffer(tuned_model(), LAW.one_by_one(), TIMES, lambda x: jnp.zeros(())).start(KEY, 50)
+    with pytest.raises(FloatingPointError, match=words):
         buffer.renew(KEY, FineTuned(tuned_model().params, jnp.zeros(())), examples)

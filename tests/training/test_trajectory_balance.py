@@ -561,12 +561,10 @@ def test_the_batchs_normaliser_minimises_the_bounded_loss(double_precision):
     random = np.random.default_rng(0)
     values = jnp.asarray(np.concatenate([random.normal(1.0, 1.0, 60), random.uniform(-90, -80, 4)]))
     paths = Trajectories(jnp.zeros((64, 1)), jnp.zeros(64), values, -values)
-    found = batch_log_normalizer(paths, bound=2.0, num_iterations=60)
+    found = batch_log_normalizer(paths, bound=2.0)
     assert abs(np.clip(values - found, -2.0, 2.0).mean()) < 1e-9
     assert abs(found - 1) < 0.5 < 5 < abs(batch_log_normalizer(paths) - 1)
     np.testing.assert_allclose(batch_log_normalizer(paths), values.mean(), rtol=1e-12)
-    by_default = batch_log_normalizer(paths, bound=2.0)
-    assert abs(by_default - found) < 1e-3
     # By condition: each as if it were alone.
     condition = jnp.asarray(random.integers(0, 3, 64))
     grouped = batch_log_normalizer(paths, condition, bound=2.0)

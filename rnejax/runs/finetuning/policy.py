@@ -23,6 +23,7 @@ NUM_STEERED = 16  # observations for which the tuned model proposes
 TEST_SHARE = 0.1  # of the observations, which are looked at and not learned from
 NUM_CANDIDATES = 8  # of the cloned policy, of which the Q-function takes the best: what needs no tuning
 MINARI = "minari:"
+MAKER = "scripts/make_control_data.py and scripts/train_policies.py make data, cloned policies and Q-functions"
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["function", "temperature"], meta_fields=[])
@@ -110,11 +111,14 @@ def build_policy(config: FinetuneRun, settings: Policy) -> PolicyProblem:
     """A cloned policy, a Q-function, and the observations of the data."""
     from ...training import Guidance, Guided
 
-    model = load_named(settings.model)
+    try:
+        model = load_named(settings.model)
+    except ConfigError as error:
+        raise ConfigError(f"problem.{error}; {MAKER}") from error
     try:
         function = load_q_function(settings.q_function)
     except (FileNotFoundError, ValueError) as error:
-        raise ConfigError(f"problem.q_function = {settings.q_function} cannot be loaded: {error}") from error
+        raise ConfigError(f"problem.q_function = {settings.q_function} cannot be loaded: {error}; {MAKER}") from error
     name = settings.data
     try:
         data = from_minari(name.removeprefix(MINARI)) if name.startswith(MINARI) else load_transitions(name)
