@@ -223,7 +223,8 @@ def main() -> None:
     real = []
     for i, label in enumerate(batches):
         parts = 10 // problem.num_classes
-        some = real_images("validation", problem.groups[label])[i % parts :: parts]
+        some = real_images("validation", problem.groups[label])
+        some = some[np.random.default_rng(0).permutation(len(some))[i % parts :: parts]]  # they are sorted by class
         real.append(judge(problem, some[: arguments.samples], label, real_images("test", problem.groups[label])))
     report["rows"]["real images"] = {"evaluations": "", "classes": real}
     path.write_text(json.dumps(report) + "\n")
