@@ -237,16 +237,17 @@ def table(report: dict[str, Any]) -> str:
         results = list(methods.get(name, {}).values())
         if not results:
             continue
+        label = name if len(results) == seeds else f"{name} ({len(results)} seeds)"
         if name in UNTRAINED:
             log_z = [result["log_normalizer"]["value"] for result in results]
-            out.append(line(name, results, rows_of(results, "weighted"), log_z))
+            out.append(line(label, results, rows_of(results, "weighted"), log_z))
             continue
         tuned = rows_of(results, "tuned")
         importance = [part.get("log_normalizer_importance", {}).get("value") for part in tuned]
-        out.append(line(name, results, tuned, importance))
+        out.append(line(label, results, tuned, importance))
         if name in TRAINED:
             weighted = [part["weighted"] for part in tuned]
-            out.append(line(f"{name}, corrected by weights", results, weighted, importance))
+            out.append(line(f"{label}, corrected by weights", results, weighted, importance))
         if name == FLOORS[0]:
             continue
 
@@ -257,7 +258,7 @@ def table(report: dict[str, Any]) -> str:
         second.append(
             " | ".join(
                 [
-                    f"| {name}",
+                    f"| {label}",
                     with_error(values("log_normalizer_lower_bound")),
                     with_error([result.get("log_normalizer_learned") for result in results]),
                     with_error(importance),

@@ -89,6 +89,18 @@ def test_actions_that_were_never_seen_count_as_the_nearest_that_were():
     assert q(seen, jnp.asarray([low / 2], jnp.float32)) != q(seen, jnp.asarray([low], jnp.float32))
 
 
+def test_of_two_q_networks_the_smaller_counts():
+    """What one of them alone has learned to like is no reason to do it."""
+    function = policies.fit_q_function(jax.random.key(0), some(100), num_steps=3, batch_size=8, hidden=8)
+    seen, done = some(50).observations, some(50).actions
+    both = np.asarray(jax.vmap(function.both)(seen, done))
+    assert np.abs(both[:, 0] - both[:, 1]).min() > 0
+    found = jax.vmap(function)(seen, done)
+    np.testing.assert_allclose(found, float(function.unit) * both.min(axis=1), rtol=1e-5)
+    advantages = jax.vmap(function.advantage)(seen, done)
+    np.testing.assert_allclose(advantages, found - jax.vmap(function.value)(seen), rtol=1e-4, atol=1e-5)
+
+
 def test_a_q_function_looks_ahead():
     """Two states in turn, rewards 1 and 0, no end: Q(first) = 1 / (1 - g^2), Q(second) = g / (1 - g^2)."""
     n, discount = 1000, 0.8
