@@ -120,6 +120,31 @@ def test_what_is_looked_at_has_not_been_learned_from(folder):
     np.testing.assert_array_equal(examples.x, data.actions[rows])
 
 
+def test_prior_and_posterior_are_asked_under_the_same_observation(folder, tmp_path):
+    """Before it is tuned the one is the other, whatever is observed: the paths that are looked at have no ratio."""
+    from rnejax.config import FinetuneRun, load_config
+    from rnejax.runs.finetune import sample_paths
+    from rnejax.runs.finetuning import build_problem
+
+    data = policies.load_transitions(folder / "data.npz")
+    model = rj.load_model(folder / "policy.safetensors")
+    # A fresh network begins at zero, for all observations.
+    other = jax.tree.map(lambda w: w + 0.5 * jnp.cos(jnp.arange(w.size)).reshape(w.shape), model.params)
+    path = tmp_path / "policy.safetensors"
+    rj.save_model(path, model.with_params(other), network=("mlp", network_arguments(data, 8, 1)))
+    config = load_config(FinetuneRun, str(folder / "policy.yaml"), ["--problem.model", str(path)])
+    problem = build_problem(config)
+    paths = sample_paths(jax.random.key(2), config, problem, problem.posterior)
+    np.testing.assert_allclose(paths.log_ratio, 0, atol=1e-4)
+    seen = problem.test_conditions(2)
+    x = jnp.ones(1)
+    said = [problem.prior.with_condition(each).denoise(x, 0.5) for each in seen]
+    assert abs(said[0] - said[1]) > 1e-2, "what is observed must matter"
+    for each, expected in zip(problem.steered_conditions()[:2], said, strict=True):
+        (term,) = problem.target(each).models
+        np.testing.assert_allclose(term.denoise(x, 0.5), expected, rtol=1e-5)
+
+
 def test_a_policy_may_follow_the_gradient_of_q(folder, tmp_path):
     out = tmp_path / "out"
     assert finetune(folder, out, "--reward_gradient", "true", "--problem.environment", "null") == 0
