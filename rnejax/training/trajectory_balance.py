@@ -247,7 +247,8 @@ def batch_log_normalizer(paths: Trajectories, condition: Any = None, *, bound: f
         (a, _, _, d), _ = jax.lax.scan(halve, (low, high, low, high), None, length=bits)
         # Where nothing is beyond the bound, the mean, to its own precision.
         beyond = ~jnp.all((equal == 0) | (jnp.abs(values[None] - found[:, None]) <= bound), axis=1)
-        found = jnp.where(beyond & jnp.any(possible, axis=1), 0.5 * (a + d), found)
+        known = jnp.any(possible, axis=1) & ~jnp.isnan(found)  # what is no number must be seen
+        found = jnp.where(beyond & known, 0.5 * (a + d), found)
     return found[0] if condition is None else found
 
 

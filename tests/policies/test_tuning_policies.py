@@ -163,6 +163,8 @@ def test_a_policy_may_follow_the_gradient_of_q(folder, tmp_path):
         (["--problem.environment", "MountainCarContinuous-v0"], "observations and actions of shapes"),
         (["--problem.temperature", "0"], "problem.temperature"),
         (["--normalizer", "learned"], "normalizer = learned is for one log Z"),
+        (["--paths_per_condition", "1"], "paths_per_condition must be at least 2 for normalizer = batch"),
+        (["--problem.model", "nothing"], "scripts/train_policies.py make data, cloned policies"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(folder, tmp_path, capsys, overrides, words):

@@ -23,6 +23,7 @@ from rnejax.training import (
     trajectory_balance_residual,
 )
 from rnejax.training.fine_tuning import SOURCES
+from rnejax.transforms import Affine
 
 KEY = jax.random.key(3)
 PROCESS = Cosine(t_min=0.01, t_max=1.0)
@@ -124,6 +125,13 @@ def test_a_reward_is_one_number():
             trajectory_balance_residual(KEY, model(0.1), PRIOR, TIMES, log_reward, num_paths=4)
 
 
+def test_prior_and_posterior_have_one_transform():
+    """Rewards are of the prior's coordinates; samples of the tuned model are in its own."""
+    other = model(0.1)._replace(transform=Affine(2.0, 0.0))
+    with pytest.raises(ValueError, match="must have one transform"):
+        trajectory_balance_residual(KEY, other, PRIOR, TIMES, log_reward, num_paths=2)
+
+
 def test_a_start_that_depends_on_the_data_is_told_whatever_the_prior():
     """A law of its own makes samples right; the tilt of that law is missing from residuals all the same."""
     mixture = GaussianMixture([[-1.0], [1.0]], 0.3)
@@ -160,6 +168,10 @@ def test_a_path_without_reward_is_of_its_own_condition_only():
     condition = jnp.asarray([0, 0, 1, 1])
     np.testing.assert_allclose(batch_log_normalizer(paths, condition), [2.0, 2.0, -np.inf, -np.inf])
     np.testing.assert_allclose(batch_log_normalizer(paths, condition, bound=0.5), [2.0, 2.0, 4.5, 4.5], atol=1e-5)
+    wrong = paths._replace(log_reward=values.at[0].set(jnp.nan))
+    np.testing.assert_array_equal(
+        np.isnan(batch_log_normalizer(wrong, condition, bound=0.5)), [True, True, False, False]
+    )
     with pytest.raises(ValueError, match="1 of 4 paths have a reward or ratio that is NaN"):
         assess(paths._replace(log_reward=values.at[0].set(jnp.nan)))
 
